@@ -1,0 +1,1 @@
+//! The read side, pure and seekable: order, partition, collate, prefetch, cursor.

@@ -1,0 +1,1 @@
+//! The on-disk contract: Parquet shards, manifest, lengths index, checksums, stores.

@@ -1,0 +1,1 @@
+//! The wire contract: vela.loader.v1, conversions to vela-types, error codes.

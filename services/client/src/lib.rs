@@ -1,0 +1,1 @@
+//! The trainer side of the loader service: a batch stream that resumes by itself.

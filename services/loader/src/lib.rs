@@ -1,0 +1,1 @@
+//! The gRPC loader service over vela-dataset, and the loader binary.

@@ -1,0 +1,1 @@
+//! Tensor ops with true gradients: forward, backward and a CPU reference each.
