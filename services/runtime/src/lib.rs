@@ -1,1 +1,18 @@
-//! What each binary does at start and stop: config, telemetry, progress, exit codes, shutdown.
+//! What each Vela binary does at start and stop: read its config, install telemetry and signal handling, show progress,
+//! print its outcome and choose its exit code.
+//!
+//! It knows nothing of data, models or the wire. Progress and errors go to stderr, the outcome alone to stdout; a
+//! command is a function from a [`Shutdown`] to an [`Outcome`], run by [`run_command`].
+
+mod command;
+mod config;
+mod progress;
+mod shutdown;
+mod telemetry;
+mod units;
+
+pub use command::{CommandError, ExitStatus, Outcome, run_command};
+pub use config::{ConfigError, load_config, parse_config};
+pub use progress::Progress;
+pub use shutdown::Shutdown;
+pub use units::{ByteSize, ParseUnitError, Period};
