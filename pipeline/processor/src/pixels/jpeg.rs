@@ -1,0 +1,279 @@
+//! libjpeg-turbo by FFI: the one place where its C API is touched.
+//!
+//! Pillow's settings: the accurate integer DCT, fancy upsampling, block smoothing; libjpeg's own guess of the colour
+//! space. Input is a *suspending* source, as Pillow's is: when the bytes end before the picture does, the library
+//! reports suspension instead of inventing an end, and the file counts as truncated. A fatal library error unwinds as
+//! a Rust panic through the C frames (compiled with `-fexceptions`) and is caught here.
+
+use std::ffi::{c_int, c_long};
+use std::mem;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::ptr;
+
+use mozjpeg_sys as ffi;
+
+/// Samples as stored: 1 (gray), 3 (RGB) or 4 (CMYK, ink as the file has it) per pixel.
+pub(super) struct Samples {
+    pub(super) width: u32,
+    pub(super) height: u32,
+    pub(super) channels: usize,
+    pub(super) data: Vec<u8>,
+}
+
+/// Why there are no samples.
+#[derive(Debug)]
+pub(super) enum Fault {
+    Truncated,
+    TooLarge { width: u32, height: u32 },
+    Unsupported(String),
+    Damaged(String),
+}
+
+/// What `jpeg_read_header` returns for a complete header (jpeglib.h).
+const HEADER_OK: c_int = 1;
+
+/// The panic payload by which `error_exit` leaves the library.
+struct LibraryError(String);
+
+/// Decodes a JPEG of at most `max_pixels` pixels.
+pub(super) fn decode(bytes: &[u8], max_pixels: u64) -> Result<Samples, Fault> {
+    catch_unwind(AssertUnwindSafe(|| Decompress::new(bytes).run(max_pixels))).unwrap_or_else(|payload| {
+        match payload.downcast::<LibraryError>() {
+            Ok(error) if error.0.contains("precision") => Err(Fault::Unsupported(error.0)),
+            Ok(error) => Err(Fault::Damaged(error.0)),
+            Err(other) => resume_unwind(other),
+        }
+    })
+}
+
+/// Encodes RGB rows as baseline 4:2:0 at `quality`.
+///
+/// # Panics
+/// If the rows do not fill the extent or the library refuses it.
+pub(crate) fn encode(rgb_hwc: &[u8], width: u32, height: u32, quality: u8) -> Vec<u8> {
+    assert_eq!(rgb_hwc.len(), width as usize * height as usize * 3, "RGB rows must fill {width} x {height}");
+    let result = catch_unwind(AssertUnwindSafe(|| Compress::new().run(rgb_hwc, width, height, quality)));
+    result.unwrap_or_else(|payload| match payload.downcast::<LibraryError>() {
+        Ok(error) => panic!("JPEG encoder refused {width} x {height}: {}", error.0),
+        Err(other) => resume_unwind(other),
+    })
+}
+
+struct Decompress<'a> {
+    info: Box<ffi::jpeg_decompress_struct>,
+    // Boxed so that the addresses that the library holds stay put.
+    _errors: Box<ffi::jpeg_error_mgr>,
+    source: Box<ffi::jpeg_source_mgr>,
+    bytes: &'a [u8],
+}
+
+impl<'a> Decompress<'a> {
+    fn new(bytes: &'a [u8]) -> Self {
+        let mut errors = error_manager();
+        let mut source = Box::new(ffi::jpeg_source_mgr {
+            next_input_byte: bytes.as_ptr(),
+            bytes_in_buffer: bytes.len(),
+            init_source: Some(source_nothing),
+            fill_input_buffer: Some(source_suspend),
+            skip_input_data: Some(source_skip),
+            resync_to_restart: Some(ffi::jpeg_resync_to_restart),
+            term_source: Some(source_nothing),
+        });
+        // SAFETY: the struct is plain C data for which all-zero is the state the library expects before creation.
+        let mut info: Box<ffi::jpeg_decompress_struct> = unsafe { Box::new(mem::zeroed()) };
+        info.common.err = &mut *errors;
+        // SAFETY: `info` is zeroed and holds an error manager that outlives it (fields drop after `Drop::drop`).
+        unsafe { ffi::jpeg_create_decompress(&mut *info) };
+        info.src = &mut *source;
+        Self { info, _errors: errors, source, bytes }
+    }
+
+    fn run(mut self, max_pixels: u64) -> Result<Samples, Fault> {
+        debug_assert_eq!(self.source.bytes_in_buffer, self.bytes.len());
+        // SAFETY: created by `new`, with a source over `self.bytes`, which are borrowed for the life of `self`.
+        if unsafe { ffi::jpeg_read_header(&mut self.info, 1) } != HEADER_OK {
+            return Err(Fault::Truncated);
+        }
+        let (width, height) = (self.info.image_width, self.info.image_height);
+        if u64::from(width) * u64::from(height) > max_pixels {
+            return Err(Fault::TooLarge { width, height });
+        }
+        let channels = self.choose_output()?;
+        // SAFETY: the header is read and every decompression setting is one of the library's own values.
+        if unsafe { ffi::jpeg_start_decompress(&mut self.info) } == 0 {
+            return Err(Fault::Truncated);
+        }
+        let data = self.read_rows(width as usize * channels, height as usize)?;
+        // SAFETY: all rows are read. False means that the end-of-image marker is missing.
+        if unsafe { ffi::jpeg_finish_decompress(&mut self.info) } == 0 {
+            return Err(Fault::Truncated);
+        }
+        Ok(Samples { width, height, channels, data })
+    }
+
+    fn choose_output(&mut self) -> Result<usize, Fault> {
+        let (space, channels) = match self.info.num_components {
+            1 => (ffi::JCS_GRAYSCALE, 1),
+            3 => (ffi::JCS_RGB, 3),
+            4 => (ffi::JCS_CMYK, 4),
+            count => return Err(Fault::Unsupported(format!("expected 1, 3 or 4 components, found {count}"))),
+        };
+        self.info.out_color_space = space;
+        self.info.dct_method = ffi::J_DCT_METHOD::JDCT_ISLOW;
+        self.info.do_fancy_upsampling = 1;
+        self.info.do_block_smoothing = 1;
+        Ok(channels)
+    }
+
+    fn read_rows(&mut self, row_bytes: usize, num_rows: usize) -> Result<Vec<u8>, Fault> {
+        let mut data = vec![0u8; row_bytes * num_rows];
+        while (self.info.output_scanline as usize) < num_rows {
+            let offset = self.info.output_scanline as usize * row_bytes;
+            let mut row = data[offset..offset + row_bytes].as_mut_ptr();
+            // SAFETY: `row` points at `row_bytes` writable bytes, the library's row length for this colour space.
+            if unsafe { ffi::jpeg_read_scanlines(&mut self.info, &mut row, 1) } == 0 {
+                return Err(Fault::Truncated);
+            }
+        }
+        Ok(data)
+    }
+}
+
+impl Drop for Decompress<'_> {
+    fn drop(&mut self) {
+        // SAFETY: created by `new`; destroying twice cannot happen, and the library allows it in any state.
+        unsafe { ffi::jpeg_destroy_decompress(&mut self.info) };
+    }
+}
+
+/// Bytes handed to the library at a time while encoding.
+const CHUNK_BYTES: usize = 1 << 16;
+
+/// A destination that grows; the manager comes first, so that the library's pointer to it is a pointer to the whole.
+#[repr(C)]
+struct Destination {
+    manager: ffi::jpeg_destination_mgr,
+    chunk: Box<[u8; CHUNK_BYTES]>,
+    encoded: Vec<u8>,
+}
+
+struct Compress {
+    info: Box<ffi::jpeg_compress_struct>,
+    _errors: Box<ffi::jpeg_error_mgr>,
+    destination: Box<Destination>,
+}
+
+impl Compress {
+    fn new() -> Self {
+        let mut errors = error_manager();
+        let mut chunk = Box::new([0u8; CHUNK_BYTES]);
+        let manager = ffi::jpeg_destination_mgr {
+            next_output_byte: chunk.as_mut_ptr(),
+            free_in_buffer: CHUNK_BYTES,
+            init_destination: Some(destination_nothing),
+            empty_output_buffer: Some(destination_empty),
+            term_destination: Some(destination_finish),
+        };
+        let mut destination = Box::new(Destination { manager, chunk, encoded: Vec::new() });
+        // SAFETY: the struct is plain C data for which all-zero is the state the library expects before creation.
+        let mut info: Box<ffi::jpeg_compress_struct> = unsafe { Box::new(mem::zeroed()) };
+        info.common.err = &mut *errors;
+        // SAFETY: `info` is zeroed and holds an error manager that outlives it.
+        unsafe { ffi::jpeg_create_compress(&mut *info) };
+        info.dest = ptr::from_mut(&mut *destination).cast();
+        Self { info, _errors: errors, destination }
+    }
+
+    fn run(mut self, rgb_hwc: &[u8], width: u32, height: u32, quality: u8) -> Vec<u8> {
+        self.info.image_width = width;
+        self.info.image_height = height;
+        self.info.input_components = 3;
+        self.info.in_color_space = ffi::JCS_RGB;
+        // SAFETY: created by `new` with a destination; the profile is set before the defaults that read it.
+        unsafe {
+            ffi::jpeg_c_set_int_param(&mut self.info, ffi::JINT_COMPRESS_PROFILE, ffi::JCP_FASTEST as c_int);
+            ffi::jpeg_set_defaults(&mut self.info);
+            ffi::jpeg_set_quality(&mut self.info, c_int::from(quality), 1);
+            ffi::jpeg_start_compress(&mut self.info, 1);
+        }
+        for row in rgb_hwc.chunks_exact(width as usize * 3) {
+            let row = row.as_ptr();
+            // SAFETY: `row` points at the `width * 3` bytes that the settings announce; the library only reads them.
+            unsafe { ffi::jpeg_write_scanlines(&mut self.info, &row, 1) };
+        }
+        // SAFETY: all rows are written.
+        unsafe { ffi::jpeg_finish_compress(&mut self.info) };
+        mem::take(&mut self.destination.encoded)
+    }
+}
+
+impl Drop for Compress {
+    fn drop(&mut self) {
+        // SAFETY: created by `new`; the library allows destruction in any state.
+        unsafe { ffi::jpeg_destroy_compress(&mut self.info) };
+    }
+}
+
+fn error_manager() -> Box<ffi::jpeg_error_mgr> {
+    // SAFETY: plain C data; `jpeg_std_error` fills every field.
+    let mut errors: Box<ffi::jpeg_error_mgr> = unsafe { Box::new(mem::zeroed()) };
+    // SAFETY: `errors` is writable; the call only stores into it.
+    unsafe { ffi::jpeg_std_error(&mut errors) };
+    errors.error_exit = Some(leave_by_unwinding);
+    errors.emit_message = Some(ignore_message);
+    errors
+}
+
+extern "C-unwind" fn leave_by_unwinding(info: &mut ffi::jpeg_common_struct) {
+    /// `JMSG_LENGTH_MAX` of jpeglib.h.
+    const MESSAGE_BYTES: usize = 200;
+    let mut message = [0u8; MESSAGE_BYTES];
+    // SAFETY: the error manager was set at creation and outlives the struct.
+    let format = unsafe { (*info.err).format_message };
+    if let Some(format) = format {
+        // SAFETY: the C signature takes a buffer of `MESSAGE_BYTES`; the binding's shorter array is only a pointer.
+        unsafe { format(info, &*message.as_mut_ptr().cast::<[u8; 80]>()) };
+    }
+    let length = message.iter().position(|&byte| byte == 0).unwrap_or(MESSAGE_BYTES);
+    resume_unwind(Box::new(LibraryError(String::from_utf8_lossy(&message[..length]).into_owned())));
+}
+
+/// Warnings (corrupt codes, extra bytes) are tolerated, as Pillow tolerates them; lost input shows as suspension.
+extern "C-unwind" fn ignore_message(_: &mut ffi::jpeg_common_struct, _: c_int) {}
+
+extern "C-unwind" fn source_nothing(_: &mut ffi::jpeg_decompress_struct) {}
+
+extern "C-unwind" fn source_suspend(_: &mut ffi::jpeg_decompress_struct) -> ffi::boolean {
+    0
+}
+
+extern "C-unwind" fn source_skip(info: &mut ffi::jpeg_decompress_struct, num_bytes: c_long) {
+    let Ok(num_bytes) = usize::try_from(num_bytes) else { return };
+    // SAFETY: `src` points at the boxed manager of the `Decompress` at work.
+    let source = unsafe { &mut *info.src };
+    let skipped = num_bytes.min(source.bytes_in_buffer);
+    // SAFETY: at most `bytes_in_buffer` bytes ahead, so within the input or at its end.
+    source.next_input_byte = unsafe { source.next_input_byte.add(skipped) };
+    source.bytes_in_buffer -= skipped;
+}
+
+extern "C-unwind" fn destination_nothing(_: &mut ffi::jpeg_compress_struct) {}
+
+extern "C-unwind" fn destination_empty(info: &mut ffi::jpeg_compress_struct) -> ffi::boolean {
+    flush(info, CHUNK_BYTES);
+    1
+}
+
+extern "C-unwind" fn destination_finish(info: &mut ffi::jpeg_compress_struct) {
+    // SAFETY: `dest` points at the boxed `Destination` of the `Compress` at work, manager first.
+    let free = unsafe { (*info.dest).free_in_buffer };
+    flush(info, CHUNK_BYTES - free);
+}
+
+fn flush(info: &mut ffi::jpeg_compress_struct, num_bytes: usize) {
+    // SAFETY: `dest` points at the boxed `Destination` of the `Compress` at work, manager first.
+    let destination = unsafe { &mut *info.dest.cast::<Destination>() };
+    destination.encoded.extend_from_slice(&destination.chunk[..num_bytes]);
+    destination.manager.next_output_byte = destination.chunk.as_mut_ptr();
+    destination.manager.free_in_buffer = CHUNK_BYTES;
+}

@@ -1,0 +1,309 @@
+//! The processor: one folder's tokenizer, template and image settings, applied to samples.
+
+use std::fs;
+use std::io;
+use std::ops::Range;
+use std::path::Path;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use vela_types::{
+    Fingerprint, IGNORE_LABEL, IMAGE_MARK, ImageRef, ImageTensor, ProcessorSummary, Record, Role, Sample, Turn,
+};
+
+use crate::folder::{Folder, PREPROCESSOR_FILE, TEMPLATE_FILE, TEMPLATE_JSON_FILE, TOKENIZER_CONFIG_FILE};
+use crate::pixels::{self, PreprocessorConfig};
+use crate::template::{ChatTemplate, SpecialTokens, TemplateDate};
+use crate::tokenizer::TextTokenizer;
+use crate::{ProcessorError, spans};
+
+/// Whose pixels are reproduced, bit for bit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ImageMode {
+    /// Pillow's: what Hugging Face calls slow (PIL) image processors.
+    #[default]
+    Pillow,
+}
+
+impl ImageMode {
+    /// The name in manifests and flags.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Pillow => "pillow",
+        }
+    }
+}
+
+/// What is chosen by the caller rather than by the folder.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ProcessorOptions {
+    /// Whose pixels are reproduced.
+    pub image_mode: ImageMode,
+    /// The day that `strftime_now` tells in templates that ask for it: fixed, so that bytes never depend on the clock.
+    pub template_date: TemplateDate,
+}
+
+/// A sample turned into a record.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Processed {
+    /// What a shard stores.
+    pub record: Record,
+    /// Turns dropped whole from the end to fit the length limit.
+    pub dropped_turns: usize,
+}
+
+/// A dialogue as the model reads it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rendered {
+    /// The text.
+    pub text: String,
+    /// Byte spans of the assistant turns within `text`, end-of-turn token included, in order.
+    pub assistant_spans: Vec<Range<usize>>,
+}
+
+/// Token ids with their labels, of equal length.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tokens {
+    /// Ids; one image token per image.
+    pub input_ids: Vec<u32>,
+    /// The id where the assistant speaks, `IGNORE_LABEL` elsewhere.
+    pub labels: Vec<i32>,
+}
+
+/// A processor loaded from a Hugging Face model folder. Share it behind an `Arc`: all methods take `&self`.
+pub struct Processor {
+    folder: Folder,
+    tokenizer: TextTokenizer,
+    template: ChatTemplate,
+    image: PreprocessorConfig,
+    summary: ProcessorSummary,
+    stop_ids: Vec<u32>,
+}
+
+impl Processor {
+    /// Loads `tokenizer.json` (or Qwen2's `vocab.json` with `merges.txt`), `tokenizer_config.json`, the chat template
+    /// (`chat_template.jinja`, `chat_template.json` or the tokenizer config's) and `preprocessor_config.json`.
+    /// A tokenizer without `<image>` gets it as a special token at the next free id.
+    ///
+    /// # Errors
+    /// A file that is absent, malformed or asks for what is not supported; a template that alters answers or closes
+    /// them with no token.
+    pub fn load(dir: &Path, options: &ProcessorOptions) -> Result<Self, ProcessorError> {
+        let folder = Folder::read(dir)?;
+        let config = folder.json(TOKENIZER_CONFIG_FILE)?;
+        let special_tokens = special_tokens(&config);
+        let tokenizer = TextTokenizer::load(&folder)?;
+        let source = template_source(&folder, &config)?;
+        let template = ChatTemplate::new(&source, special_tokens.clone(), options.template_date)?;
+        let image = PreprocessorConfig::parse(folder.get(PREPROCESSOR_FILE).unwrap_or_default())?;
+
+        let end_of_turn_id = probe_end_of_turn(&template, &tokenizer)?;
+        let id_of = |token: &Option<String>| token.as_ref().and_then(|token| tokenizer.id(token));
+        let eos_id = id_of(&special_tokens.eos_token);
+        let mut stop_ids = vec![end_of_turn_id];
+        stop_ids.extend(eos_id.filter(|&id| id != end_of_turn_id));
+        let image_token_id = tokenizer.id(IMAGE_MARK).ok_or_else(|| setting("added_tokens", IMAGE_MARK, "none"))?;
+        let mode = options.image_mode.as_str();
+        let summary = ProcessorSummary {
+            fingerprint: folder.fingerprint(&[mode, &options.template_date.iso()]),
+            image_shape: image.shape,
+            normalization: image.normalization.clone(),
+            image_mode: mode.to_owned(),
+            vocab_size: tokenizer.num_ids(),
+            image_token_id,
+            pad_token_id: id_of(&special_tokens.pad_token).or(eos_id).unwrap_or(end_of_turn_id),
+            end_of_turn_id,
+        };
+        Ok(Self { folder, tokenizer, template, image, summary, stop_ids })
+    }
+
+    /// What a model must know of this processor. Its fingerprint is blake3 over the folder's files, the image mode
+    /// and the template's date.
+    pub fn summary(&self) -> &ProcessorSummary {
+        &self.summary
+    }
+
+    /// Turns a sample into a record of at most `max_length` tokens, each image counted as one.
+    ///
+    /// Questions with their answers are dropped whole from the end until the rest fits, their images with them.
+    ///
+    /// # Errors
+    /// Whatever makes the sample untrainable; [`ProcessorError::cause`] names it.
+    pub fn process(&self, sample: &Sample, max_length: usize) -> Result<Processed, ProcessorError> {
+        sample.check()?;
+        let (turns, tokens) = self.encode_fitting(&sample.turns, max_length)?;
+        let num_images = turns.iter().map(|turn| turn.text.matches(IMAGE_MARK).count()).sum();
+        self.check_image_tokens(&tokens.input_ids, num_images)?;
+        let images = sample.images.iter().take(num_images).map(|image| self.load_image(image));
+        let record = Record {
+            id: sample.id.clone(),
+            source: sample.source.clone(),
+            language: sample.language,
+            images: images.collect::<Result<_, _>>()?,
+            input_ids: tokens.input_ids,
+            labels: tokens.labels,
+        };
+        Ok(Processed { record, dropped_turns: sample.turns.len() - turns.len() })
+    }
+
+    /// Renders a dialogue by the folder's template; with `generation_prompt` it ends where the assistant begins.
+    ///
+    /// # Errors
+    /// If the template refuses the dialogue or alters an answer.
+    pub fn render(&self, turns: &[Turn], generation_prompt: bool) -> Result<Rendered, ProcessorError> {
+        spans::render(&self.template, &self.tokenizer, turns, generation_prompt)
+    }
+
+    /// Ids of a dialogue with labels on every assistant turn, its end-of-turn token included.
+    ///
+    /// A token is labelled if it shares a byte with a span, as in transformers' assistant masks.
+    ///
+    /// # Errors
+    /// As [`Processor::render`]; and if no token is labelled.
+    pub fn encode_dialogue(&self, turns: &[Turn]) -> Result<Tokens, ProcessorError> {
+        let rendered = self.render(turns, false)?;
+        let encoding = self.tokenizer.encode(&rendered.text)?;
+        let mut spans = rendered.assistant_spans.iter().peekable();
+        let label = |(&id, &(start, end)): (&u32, &(usize, usize))| {
+            while spans.next_if(|span| span.end <= start).is_some() {}
+            let spoken = spans.peek().is_some_and(|span| span.start < end && start < span.end);
+            if spoken { id as i32 } else { IGNORE_LABEL }
+        };
+        let labels: Vec<i32> = encoding.get_ids().iter().zip(encoding.get_offsets()).map(label).collect();
+        // The first token is never predicted.
+        if labels.iter().skip(1).all(|&label| label == IGNORE_LABEL) {
+            return Err(ProcessorError::NoLabels);
+        }
+        Ok(Tokens { input_ids: encoding.get_ids().to_vec(), labels })
+    }
+
+    /// Ids of a dialogue up to where the assistant answers next: what generation starts from.
+    ///
+    /// # Errors
+    /// As [`Processor::render`].
+    pub fn encode_prompt(&self, turns: &[Turn]) -> Result<Vec<u32>, ProcessorError> {
+        let text = self.template.render(turns, true)?;
+        Ok(self.tokenizer.encode(&text)?.get_ids().to_vec())
+    }
+
+    /// The text of `ids`, without special tokens if `skip_special`.
+    ///
+    /// # Errors
+    /// If the tokenizer's decoder fails.
+    pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String, ProcessorError> {
+        self.tokenizer.decode(ids, skip_special)
+    }
+
+    /// Decodes an image by its first bytes, sets it upright, makes it RGB, resizes and crops it: u8 CHW of
+    /// `summary().image_shape`.
+    ///
+    /// # Errors
+    /// The image variants of [`ProcessorError`].
+    pub fn load_image(&self, image: &ImageRef) -> Result<ImageTensor, ProcessorError> {
+        let encoded = read_image(image)?;
+        let picture = pixels::decode_rgb(&encoded, image.name())?;
+        let data = Bytes::from(pixels::to_tensor(&picture, &self.image));
+        let hash = Fingerprint(*blake3::hash(&data).as_bytes());
+        Ok(ImageTensor { shape: self.image.shape, data, hash })
+    }
+
+    /// Writes the files that [`Processor::load`] reads, so that the copy has the same fingerprint.
+    ///
+    /// # Errors
+    /// If a file cannot be written.
+    pub fn save(&self, dir: &Path) -> Result<(), ProcessorError> {
+        self.folder.write(dir)
+    }
+
+    /// Ids that end generation: the end-of-turn token, and the tokenizer's eos token where it is another.
+    pub fn stop_ids(&self) -> &[u32] {
+        &self.stop_ids
+    }
+
+    /// One above the largest id of the tokenizer, added tokens included.
+    pub fn vocab_size(&self) -> u32 {
+        self.summary.vocab_size
+    }
+
+    /// The longest run of whole question-answer pairs from the start that fits, and its tokens.
+    fn encode_fitting<'a>(&self, turns: &'a [Turn], max_length: usize) -> Result<(&'a [Turn], Tokens), ProcessorError> {
+        let shortest = 2 + usize::from(turns.first().is_some_and(|turn| turn.role == Role::System));
+        let mut kept = turns;
+        loop {
+            let tokens = self.encode_dialogue(kept)?;
+            let found = tokens.input_ids.len();
+            if found <= max_length {
+                return Ok((kept, tokens));
+            }
+            if kept.len() <= shortest {
+                return Err(ProcessorError::TooLong { found, max_length });
+            }
+            kept = &kept[..kept.len() - 2];
+        }
+    }
+
+    fn check_image_tokens(&self, ids: &[u32], expected: usize) -> Result<(), ProcessorError> {
+        let found = ids.iter().filter(|&&id| id == self.summary.image_token_id).count();
+        match found == expected {
+            true => Ok(()),
+            false => Err(ProcessorError::ImageTokens { expected, found }),
+        }
+    }
+}
+
+fn read_image(image: &ImageRef) -> Result<Bytes, ProcessorError> {
+    let name = image.name().to_owned();
+    match image {
+        ImageRef::Bytes { data, .. } => Ok(data.clone()),
+        ImageRef::Url(_) => Err(ProcessorError::RemoteImage { name }),
+        ImageRef::Path(path) => match fs::read(path) {
+            Ok(content) => Ok(content.into()),
+            Err(source) if source.kind() == io::ErrorKind::NotFound => {
+                Err(ProcessorError::MissingImage { name, source })
+            }
+            Err(source) => Err(ProcessorError::UnreadableImage { name, source }),
+        },
+    }
+}
+
+/// A special token is written as its text or as an object that holds it.
+fn special_tokens(config: &Value) -> SpecialTokens {
+    let token = |key: &str| config[key].as_str().or_else(|| config[key]["content"].as_str()).map(str::to_owned);
+    SpecialTokens {
+        bos_token: token("bos_token"),
+        eos_token: token("eos_token"),
+        pad_token: token("pad_token"),
+        unk_token: token("unk_token"),
+    }
+}
+
+/// A template in its own file counts before the tokenizer config's, whose named templates offer `default`.
+fn template_source(folder: &Folder, config: &Value) -> Result<String, ProcessorError> {
+    if let Some(text) = folder.get(TEMPLATE_FILE) {
+        return Ok(String::from_utf8_lossy(text).into_owned());
+    }
+    let from_json = folder.json(TEMPLATE_JSON_FILE)?["chat_template"].clone();
+    let template = if from_json.is_null() { &config["chat_template"] } else { &from_json };
+    let named = template.as_array().into_iter().flatten().find(|entry| entry["name"] == "default");
+    let source = template.as_str().or_else(|| named.and_then(|entry| entry["template"].as_str()));
+    source.map(str::to_owned).ok_or_else(|| {
+        setting("chat_template", "a template, or a list with one named `default`", &template.to_string())
+    })
+}
+
+fn probe_end_of_turn(template: &ChatTemplate, tokenizer: &TextTokenizer) -> Result<u32, ProcessorError> {
+    let turns = [Turn::user("question"), Turn::assistant("answer")];
+    let rendered = spans::render(template, tokenizer, &turns, false)?;
+    spans::end_of_turn_id(tokenizer, &rendered).ok_or(ProcessorError::NoEndOfTurn { found: rendered.text })
+}
+
+fn setting(key: &str, expected: &str, found: &str) -> ProcessorError {
+    ProcessorError::Setting {
+        file: TOKENIZER_CONFIG_FILE,
+        key: key.into(),
+        expected: expected.into(),
+        found: found.into(),
+    }
+}
