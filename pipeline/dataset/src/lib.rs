@@ -1,1 +1,22 @@
 //! The read side, pure and seekable: order, partition, collate, prefetch, cursor.
+//!
+//! Every micro-batch is a pure function of (manifest, batch spec, rank, world, position); `docs/determinism.md` states
+//! it. [`Dataset`] computes any of them at random, [`LocalSource`] streams them ahead of a trainer. This crate keeps
+//! no state but a position, follows the manifest alone, and never drops, repeats or replaces a sample.
+
+mod collate;
+mod dataset;
+mod error;
+mod local;
+mod order;
+mod partition;
+mod pixel_pool;
+mod prefetch;
+
+pub use collate::DamagePolicy;
+pub use dataset::Dataset;
+pub use error::DatasetError;
+pub use local::LocalSource;
+pub use order::EpochOrder;
+pub use partition::{Partition, StepPlan, spec_fingerprint};
+pub use prefetch::PrefetchStats;

@@ -1,0 +1,218 @@
+//! A shard set with random access to records and batches.
+
+use std::sync::{Arc, OnceLock};
+
+use vela_shard::{LengthsIndex, Manifest, RowBuffer, ShardError, ShardReader, Store, open_store};
+use vela_types::{Batch, BatchSpec, Cursor, DatasetInfo, Position, Record, RecordLengths};
+
+use crate::collate::{DamagePolicy, Slot, collate, expanded_length};
+use crate::pixel_pool::{PixelPool, PooledPixels};
+use crate::{DatasetError, EpochOrder, Partition, StepPlan, spec_fingerprint};
+
+/// An open shard set. Cheap to share behind an `Arc`; every method may be called from many threads at once.
+#[derive(Debug)]
+pub struct Dataset {
+    url: String,
+    store: Arc<dyn Store>,
+    manifest: Manifest,
+    info: DatasetInfo,
+    lengths: LengthsIndex,
+    /// Rows before each shard.
+    first_rows: Vec<u64>,
+    readers: Vec<OnceLock<Arc<ShardReader>>>,
+    policy: DamagePolicy,
+    pixel_pool: PixelPool,
+}
+
+impl Dataset {
+    /// Opens the shard set at a path or a `file://` url: verifies its manifest and lengths index and that every shard
+    /// is there in its full size. Shards are mapped, and their rows verified, as they are read.
+    pub fn open(url: &str) -> Result<Self, DatasetError> {
+        let store = open_store(url)?;
+        let manifest = Manifest::load(store.as_ref())?;
+        let lengths = manifest.open_lengths(store.as_ref())?;
+        if lengths.is_empty() {
+            return Err(DatasetError::Empty { url: url.to_owned() });
+        }
+        let mut first_rows = Vec::with_capacity(manifest.shards.len());
+        let mut rows = 0;
+        for shard in &manifest.shards {
+            check_size(store.as_ref(), &shard.file, shard.bytes)?;
+            first_rows.push(rows);
+            rows += shard.rows;
+        }
+        let readers = manifest.shards.iter().map(|_| OnceLock::new()).collect();
+        let (info, url) = (manifest.info(), url.to_owned());
+        Ok(Self {
+            url,
+            store,
+            manifest,
+            info,
+            lengths,
+            first_rows,
+            readers,
+            policy: DamagePolicy::Fail,
+            pixel_pool: PixelPool::default(),
+        })
+    }
+
+    /// What to do with a damaged record; [`DamagePolicy::Fail`] unless set.
+    pub fn with_damage_policy(self, policy: DamagePolicy) -> Self {
+        Self { policy, ..self }
+    }
+
+    /// Size, fingerprint and processor of the set.
+    pub fn info(&self) -> &DatasetInfo {
+        &self.info
+    }
+
+    /// The manifest that is followed.
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// Where the set was opened.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// The lengths of record `index` in the manifest's order, without reading it. Panics past the last record.
+    pub fn lengths(&self, index: u64) -> RecordLengths {
+        self.lengths.get(index)
+    }
+
+    /// Reads record `index` in the manifest's order; pixels are slices of the mapped shard.
+    pub fn record(&self, index: u64) -> Result<Record, DatasetError> {
+        let (reader, row) = self.locate(index)?;
+        Ok(reader.read(row)?)
+    }
+
+    /// Compares every byte of every shard with the manifest.
+    pub fn verify(&self) -> Result<(), DatasetError> {
+        for (shard, entry) in self.manifest.shards.iter().enumerate() {
+            self.reader(shard)?.verify(entry)?;
+        }
+        Ok(())
+    }
+
+    /// The order of `epoch` under `spec`.
+    pub fn order(&self, spec: &BatchSpec, epoch: u64) -> EpochOrder {
+        match spec.shuffle {
+            true => EpochOrder::shuffled(self.info.num_samples, &self.info.fingerprint, spec.seed, epoch),
+            false => EpochOrder::sequential(self.info.num_samples),
+        }
+    }
+
+    /// How `partition` cuts this set's steps under `spec`.
+    pub fn plan(&self, spec: &BatchSpec, partition: Partition) -> Result<StepPlan, DatasetError> {
+        StepPlan::new(spec, partition, self.info.num_samples)
+    }
+
+    /// Refuses a spec that some record of the set is too long for, by that record's name, from the lengths index alone:
+    /// a run should learn of it before its first step.
+    pub fn check_lengths(&self, spec: &BatchSpec) -> Result<(), DatasetError> {
+        let is_too_long = |&index: &u64| expanded_length(&self.lengths(index), spec) > u64::from(spec.max_length);
+        match (0..self.info.num_samples).find(is_too_long) {
+            Some(index) => Err(self.too_long(spec, index)),
+            None => Ok(()),
+        }
+    }
+
+    /// The error for record `index`, which is longer than `spec` allows.
+    pub(crate) fn too_long(&self, spec: &BatchSpec, index: u64) -> DatasetError {
+        let lengths = self.lengths(index);
+        match self.record(index) {
+            Err(fault) => fault,
+            Ok(record) => DatasetError::TooLong {
+                id: record.id,
+                index,
+                length: expanded_length(&lengths, spec),
+                num_images: lengths.num_images,
+                image_tokens: spec.image_tokens,
+                max_length: spec.max_length,
+            },
+        }
+    }
+
+    /// The start of this set's first epoch under `spec`.
+    pub fn start_cursor(&self, spec: &BatchSpec) -> Cursor {
+        Cursor::start(self.info.fingerprint, spec_fingerprint(spec))
+    }
+
+    /// The first position after `cursor`; refuses a cursor of other data, another spec or past the end of an epoch.
+    /// A cursor that stands right behind the last step of its epoch continues with the next epoch.
+    pub fn position_of(&self, spec: &BatchSpec, cursor: &Cursor) -> Result<Position, DatasetError> {
+        cursor.check(self.info.fingerprint, spec_fingerprint(spec))?;
+        let bound = self.info.steps_per_epoch(spec);
+        match cursor.step {
+            step if step < bound => Ok(Position { epoch: cursor.epoch, step, micro: 0 }),
+            step if step == bound => Ok(Position { epoch: cursor.epoch + 1, step: 0, micro: 0 }),
+            found => Err(DatasetError::Position { what: "cursor step", bound: bound + 1, found }),
+        }
+    }
+
+    /// Makes the micro-batch at `position` of `partition`'s share. Equal arguments give equal batches, always.
+    pub fn batch(&self, spec: &BatchSpec, partition: Partition, position: Position) -> Result<Batch, DatasetError> {
+        let plan = self.plan(spec, partition)?;
+        let places = plan.micro_places(position)?;
+        let order = self.order(spec, position.epoch);
+        let slots = places.map(|place| order.index_at(place).map_or(Slot::Padding, Slot::Sample)).collect();
+        let step_indices = plan.step_places(position.step).filter_map(|place| order.index_at(place));
+        let step_label_tokens = step_indices.map(|index| u64::from(self.lengths(index).num_label_tokens)).sum();
+        let rows = collate(self, spec, slots, self.policy)?;
+        rows.into_batch(position, plan.num_micro(), step_label_tokens)
+    }
+
+    /// Reads the small fields of record `index` into `buffer` and gives the reader and row to copy its images from.
+    pub(crate) fn read_row(&self, index: u64, buffer: &mut RowBuffer) -> Result<(&ShardReader, u64), DatasetError> {
+        let (reader, row) = self.locate(index)?;
+        reader.read_row(row, buffer)?;
+        Ok((reader, row))
+    }
+
+    /// A buffer for a batch's pixels, with unspecified content.
+    pub(crate) fn take_pixels(&self, length: usize) -> PooledPixels {
+        self.pixel_pool.take(length)
+    }
+
+    fn locate(&self, index: u64) -> Result<(&ShardReader, u64), DatasetError> {
+        let num_samples = self.info.num_samples;
+        if index >= num_samples {
+            return Err(DatasetError::NoSuchRecord { url: self.url.clone(), index, num_samples });
+        }
+        let shard = self.first_rows.partition_point(|&first| first <= index) - 1;
+        Ok((self.reader(shard)?, index - self.first_rows[shard]))
+    }
+
+    fn reader(&self, shard: usize) -> Result<&ShardReader, DatasetError> {
+        let slot = &self.readers[shard];
+        if let Some(reader) = slot.get() {
+            return Ok(reader);
+        }
+        let reader = ShardReader::open(self.store.as_ref(), &self.manifest.shards[shard])?;
+        let expected = self.info.processor.image_shape;
+        if reader.image_shape() != expected {
+            return Err(DatasetError::Shard(ShardError::DamagedFile {
+                path: reader.path().to_owned(),
+                what: "image shape",
+                expected: format!("{expected:?}"),
+                found: format!("{:?}", reader.image_shape()),
+            }));
+        }
+        Ok(slot.get_or_init(|| Arc::new(reader)))
+    }
+}
+
+fn check_size(store: &dyn Store, file: &str, expected: u64) -> Result<(), ShardError> {
+    let path = store.path(file);
+    match store.size(file)? {
+        None => Err(ShardError::MissingFile { path }),
+        Some(found) if found == expected => Ok(()),
+        Some(found) => Err(ShardError::DamagedFile {
+            path,
+            what: "size in bytes",
+            expected: expected.to_string(),
+            found: found.to_string(),
+        }),
+    }
+}

@@ -1,0 +1,120 @@
+//! Why a batch cannot be made.
+
+use vela_shard::ShardError;
+use vela_types::{CursorMismatch, TensorError};
+
+/// A failure of the read side: where, what was expected, what was found, what to do.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DatasetError {
+    /// The shard set cannot be opened or read.
+    #[error(transparent)]
+    Shard(#[from] ShardError),
+    /// The shard set holds no record.
+    #[error("`{url}` holds no records; build it from a source that has some")]
+    Empty {
+        /// The shard set.
+        url: String,
+    },
+    /// A field of the batch spec makes no sense.
+    #[error("batch spec: expected `{field}` {expected}, found {found}")]
+    Spec {
+        /// The field.
+        field: &'static str,
+        /// What it may be.
+        expected: String,
+        /// What it is.
+        found: u64,
+    },
+    /// The ranks cannot share a step evenly.
+    #[error(
+        "global batch {global_batch} cannot be shared evenly by {world} ranks; choose a global batch that is a multiple of {world}"
+    )]
+    UnevenShare {
+        /// Samples of a step.
+        global_batch: u32,
+        /// Ranks.
+        world: u32,
+    },
+    /// The rank is not one of the world's.
+    #[error("expected a rank below {world}, found rank {rank}")]
+    Rank {
+        /// The rank.
+        rank: u32,
+        /// Ranks.
+        world: u32,
+    },
+    /// The position is not in the epoch.
+    #[error("expected a {what} below {bound}, found {found}")]
+    Position {
+        /// `step` or `micro-batch`.
+        what: &'static str,
+        /// How many there are.
+        bound: u64,
+        /// The one asked for.
+        found: u64,
+    },
+    /// An index past the last record.
+    #[error("`{url}` holds {num_samples} records, there is no record {index}")]
+    NoSuchRecord {
+        /// The shard set.
+        url: String,
+        /// The index.
+        index: u64,
+        /// Records of the set.
+        num_samples: u64,
+    },
+    /// A record does not fit the longest row accepted.
+    #[error(
+        "record `{id}` (index {index}) has {length} tokens once its {num_images} images take {image_tokens} each, `max_length` is {max_length}; raise `max_length` or build the shards with a smaller one"
+    )]
+    TooLong {
+        /// The record.
+        id: String,
+        /// Its index in the manifest's order.
+        index: u64,
+        /// Its expanded length.
+        length: u64,
+        /// Its images.
+        num_images: u32,
+        /// Tokens of an image.
+        image_tokens: u32,
+        /// The limit of the spec.
+        max_length: u32,
+    },
+    /// A record's image tokens, images and index entry disagree.
+    #[error("record `{id}` (index {index}): expected {expected}, found {found}; build the shards again")]
+    Inconsistent {
+        /// The record.
+        id: String,
+        /// Its index in the manifest's order.
+        index: u64,
+        /// What the lengths index and manifest say.
+        expected: String,
+        /// What the record has.
+        found: String,
+    },
+    /// A cursor of other data or another spec.
+    #[error(transparent)]
+    Cursor(#[from] CursorMismatch),
+    /// The batch's own buffers do not fit its shapes.
+    #[error(transparent)]
+    Tensor(#[from] TensorError),
+    /// The operating system gave no thread.
+    #[error("cannot start the prefetch thread")]
+    Thread(#[source] std::io::Error),
+    /// The prefetch thread ended without a batch or an error.
+    #[error("the prefetch thread ended early; this is a defect of Vela")]
+    WorkerLost,
+}
+
+impl DatasetError {
+    /// True if stored bytes are wrong or gone.
+    pub fn is_damage(&self) -> bool {
+        match self {
+            Self::Shard(fault) => fault.is_damage(),
+            Self::Inconsistent { .. } => true,
+            _ => false,
+        }
+    }
+}

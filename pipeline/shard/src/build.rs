@@ -1,0 +1,159 @@
+//! A folder that is becoming a shard set: which shards are already good, and the commit that makes it one.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use vela_types::{Fingerprint, RecordLengths};
+
+use crate::ShardError;
+use crate::lengths::LengthsIndex;
+use crate::manifest::{Manifest, ShardEntry, Totals};
+use crate::schema::SCHEMA_VERSION;
+use crate::store::{PARTIAL_SUFFIX, Store, write_whole};
+use crate::writer::{ShardSettings, ShardWriter, shard_file_name};
+
+/// A finished shard file: its manifest entry and its part of the lengths index.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CompletedShard {
+    /// For the manifest.
+    pub entry: ShardEntry,
+    /// One per row.
+    pub lengths: Vec<RecordLengths>,
+}
+
+/// `shard-00003.json`, written after its shard and removed by the commit.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Completion {
+    version: u32,
+    fingerprint: Fingerprint,
+    shard: CompletedShard,
+    notes: serde_json::Value,
+}
+
+/// A build in a folder. Stopped at any moment it leaves complete shards, each with a completion file, and perhaps one
+/// partial file; a build with the same fingerprint keeps the former and overwrites the latter.
+#[derive(Debug)]
+pub struct BuildFolder {
+    store: Arc<dyn Store>,
+    fingerprint: Fingerprint,
+    settings: ShardSettings,
+}
+
+fn completion_file_name(index: u32) -> String {
+    format!("shard-{index:05}.json")
+}
+
+impl BuildFolder {
+    /// Takes the folder for the build `fingerprint`. Refuses one that holds a finished set of another build.
+    pub fn open(store: Arc<dyn Store>, fingerprint: Fingerprint, settings: ShardSettings) -> Result<Self, ShardError> {
+        let folder = Self { store, fingerprint, settings };
+        folder.manifest()?;
+        Ok(folder)
+    }
+
+    /// The committed manifest, if this very build has already been finished here.
+    pub fn manifest(&self) -> Result<Option<Manifest>, ShardError> {
+        let manifest = match Manifest::load(self.store.as_ref()) {
+            Err(ShardError::MissingManifest { .. }) => return Ok(None),
+            loaded => loaded?,
+        };
+        match manifest.fingerprint == self.fingerprint {
+            true => Ok(Some(manifest)),
+            false => Err(ShardError::ForeignBuild {
+                path: self.store.path(crate::MANIFEST_FILE),
+                expected: self.fingerprint,
+                found: manifest.fingerprint,
+            }),
+        }
+    }
+
+    /// Starts (again) shard `index`. A completion left by another build is removed first.
+    pub fn create_shard(&self, index: u32) -> Result<ShardWriter, ShardError> {
+        self.store.remove(&completion_file_name(index))?;
+        ShardWriter::create(Arc::clone(&self.store), index, &self.settings)
+    }
+
+    /// Records that shard `index` is complete, with notes (its rejects, say) that a resumed build gets back.
+    pub fn complete_shard(
+        &self,
+        index: u32,
+        shard: &CompletedShard,
+        notes: serde_json::Value,
+    ) -> Result<(), ShardError> {
+        let completion =
+            Completion { version: SCHEMA_VERSION, fingerprint: self.fingerprint, shard: shard.clone(), notes };
+        let content = serde_json::to_vec(&completion).expect("a completion has string keys only");
+        write_whole(self.store.as_ref(), &completion_file_name(index), &content)
+    }
+
+    /// Shard `index` and its notes if this build has completed it and every byte of it is still there; `None` if it has to be made.
+    pub fn completed_shard(&self, index: u32) -> Result<Option<(CompletedShard, serde_json::Value)>, ShardError> {
+        let Some(completion) = self.read_completion(index)? else { return Ok(None) };
+        let Some(content) = self.store.read(&completion.shard.entry.file)? else { return Ok(None) };
+        let found = Fingerprint(*blake3::hash(&content).as_bytes());
+        let good = found == completion.shard.entry.checksum;
+        Ok(good.then_some((completion.shard, completion.notes)))
+    }
+
+    /// A completion of this build; another build's, a broken or an older one counts as none, since making the shard
+    /// again is always right.
+    fn read_completion(&self, index: u32) -> Result<Option<Completion>, ShardError> {
+        let Some(content) = self.store.read(&completion_file_name(index))? else { return Ok(None) };
+        let completion = serde_json::from_slice::<Completion>(&content).ok();
+        Ok(completion.filter(|found| {
+            found.version == SCHEMA_VERSION
+                && found.fingerprint == self.fingerprint
+                && found.shard.entry.file == shard_file_name(index)
+                && found.shard.entry.rows == found.shard.lengths.len() as u64
+        }))
+    }
+
+    /// Writes lengths index and manifest over shards `0..num_shards`, all completed, then removes what only the build
+    /// needed. `rejects` counts by cause; `build` echoes the build's settings.
+    pub fn commit(
+        &self,
+        num_shards: u32,
+        rejects: BTreeMap<String, u64>,
+        build: serde_json::Value,
+    ) -> Result<Manifest, ShardError> {
+        let mut shards = Vec::new();
+        let mut lengths = Vec::new();
+        for index in 0..num_shards {
+            let path = || self.store.path("");
+            let completion =
+                self.read_completion(index)?.ok_or_else(|| ShardError::Incomplete { path: path(), index })?;
+            shards.push(completion.shard.entry);
+            lengths.extend(completion.shard.lengths);
+        }
+        let lengths = LengthsIndex::write(self.store.as_ref(), lengths.len() as u64, lengths.iter().copied())?;
+        let mut manifest = Manifest {
+            version: SCHEMA_VERSION,
+            fingerprint: self.fingerprint,
+            totals: Totals::of(&shards),
+            shards,
+            rejects,
+            lengths,
+            processor: self.settings.processor.clone(),
+            build,
+            checksum: String::new(),
+        };
+        manifest.commit(self.store.as_ref())?;
+        self.clean(&manifest)?;
+        Ok(manifest)
+    }
+
+    /// Removes completions, partial files and shards of an earlier build that the manifest does not name.
+    pub fn clean(&self, manifest: &Manifest) -> Result<(), ShardError> {
+        let is_named = |name: &str| manifest.shards.iter().any(|shard| shard.file == name);
+        for name in self.store.list()? {
+            let is_build_file = name.starts_with("shard-") && (name.ends_with(".json") || name.ends_with(".parquet"));
+            if name.ends_with(PARTIAL_SUFFIX) || (is_build_file && !is_named(&name)) {
+                self.store.remove(&name)?;
+            }
+        }
+        Ok(())
+    }
+}

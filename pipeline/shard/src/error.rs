@@ -1,0 +1,161 @@
+//! What can be wrong with a shard set.
+
+use vela_types::Fingerprint;
+
+/// A failure while writing or reading a shard set: where, what was expected, what was found.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ShardError {
+    /// The operating system refused.
+    #[error("`{path}`: cannot {action}")]
+    Io {
+        /// The file or folder.
+        path: String,
+        /// What was tried: `open`, `write`, ...
+        action: &'static str,
+        /// The system's answer.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The Parquet library refused to write or to parse.
+    #[error("`{path}`: Parquet error")]
+    Parquet {
+        /// The shard.
+        path: String,
+        /// The library's answer.
+        #[source]
+        source: parquet::errors::ParquetError,
+    },
+    /// Bytes of a file are not those that were written.
+    #[error(
+        "`{path}` is damaged: {what}: expected {expected}, found {found}; restore the file or build the shards again"
+    )]
+    DamagedFile {
+        /// The file.
+        path: String,
+        /// The part that is wrong.
+        what: &'static str,
+        /// What the manifest or format says.
+        expected: String,
+        /// What the file has.
+        found: String,
+    },
+    /// A row of a shard cannot be trusted.
+    #[error("`{path}` row {row} (id `{id}`) is damaged: {what}; restore the file or build the shards again")]
+    DamagedRow {
+        /// The shard.
+        path: String,
+        /// Zero-based row in it.
+        row: u64,
+        /// The record's id as far as it could be read; `?` otherwise.
+        id: String,
+        /// The part that is wrong, with what was expected and found.
+        what: String,
+    },
+    /// A row outside the shard was asked for.
+    #[error("`{path}` has {rows} rows, there is no row {row}")]
+    NoSuchRow {
+        /// The shard.
+        path: String,
+        /// The row asked for.
+        row: u64,
+        /// Rows in the shard.
+        rows: u64,
+    },
+    /// A record breaks an invariant of the format and was not written.
+    #[error("record `{id}` cannot be stored: {what}: expected {expected}, found {found}")]
+    Record {
+        /// The record.
+        id: String,
+        /// The part that is wrong.
+        what: &'static str,
+        /// The invariant.
+        expected: String,
+        /// The record's value.
+        found: String,
+    },
+    /// The folder holds no manifest.
+    #[error(
+        "`{path}` does not exist: the folder holds no finished shard set; run `pipeline build-shards --output` on it, a stopped build resumes"
+    )]
+    MissingManifest {
+        /// Where it was looked for.
+        path: String,
+    },
+    /// A file that the manifest names is not there.
+    #[error("`{path}` is missing: the manifest names it; restore the file or build the shards again")]
+    MissingFile {
+        /// The file.
+        path: String,
+    },
+    /// A JSON file does not have the form of its version.
+    #[error("`{path}` is not a valid {what}; build the shards again")]
+    Json {
+        /// The file.
+        path: String,
+        /// `manifest` or `shard completion`.
+        what: &'static str,
+        /// The parser's answer.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// The file is of a version this build does not read.
+    #[error(
+        "`{path}` has version {found}, this build reads version {expected}; use a matching build or build the shards again"
+    )]
+    Version {
+        /// The file.
+        path: String,
+        /// The version of this build.
+        expected: u32,
+        /// The file's version.
+        found: u32,
+    },
+    /// The output folder already holds another finished shard set.
+    #[error(
+        "`{path}` was built from other inputs or settings: expected fingerprint `{expected}`, found `{found}`; choose another output folder or remove this one"
+    )]
+    ForeignBuild {
+        /// Its manifest.
+        path: String,
+        /// The fingerprint of this build.
+        expected: Fingerprint,
+        /// The fingerprint found.
+        found: Fingerprint,
+    },
+    /// A commit was asked for before every shard was there.
+    #[error("`{path}`: shard {index} is not complete, the build cannot be committed")]
+    Incomplete {
+        /// The folder.
+        path: String,
+        /// The first shard without a valid completion.
+        index: u32,
+    },
+    /// A location that this build cannot open.
+    #[error("`{url}`: expected a local path or a `file://` url; copy the shards to a local folder")]
+    UnsupportedUrl {
+        /// The location.
+        url: String,
+    },
+}
+
+impl ShardError {
+    /// Wraps an I/O failure with the file and the action.
+    pub(crate) fn io(path: impl Into<String>, action: &'static str) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Io { path, action, source }
+    }
+
+    /// Wraps a Parquet failure with the file.
+    pub(crate) fn parquet(path: &str) -> impl FnOnce(parquet::errors::ParquetError) -> Self + '_ {
+        move |source| Self::Parquet { path: path.to_owned(), source }
+    }
+
+    /// True if stored bytes are wrong or gone, as against a wrong request or a full disk.
+    pub fn is_damage(&self) -> bool {
+        matches!(
+            self,
+            Self::DamagedFile { .. } | Self::DamagedRow { .. } | Self::MissingFile { .. } | Self::Parquet { .. }
+        )
+    }
+}
