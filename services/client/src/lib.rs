@@ -1,1 +1,16 @@
-//! The trainer side of the loader service: a batch stream that resumes by itself.
+//! The trainer's side of the loader service: [`RemoteSource`], a batch stream that resumes by itself.
+//!
+//! It owns the connection, the byte credit and the place in the stream. A lost, replaced or restarted server changes
+//! nothing that the trainer sees: the stream continues at the next micro-batch, none missing, none twice. What another
+//! try cannot cure (other data, another spec, damage) is an error at once.
+
+mod error;
+mod ledger;
+mod options;
+mod pump;
+mod server;
+mod source;
+
+pub use error::ClientError;
+pub use options::ClientOptions;
+pub use source::{ClientStats, RemoteSource};

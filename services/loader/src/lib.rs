@@ -1,1 +1,17 @@
-//! The gRPC loader service over vela-dataset, and the loader binary.
+//! The loader service: one shard set, served to any number of consumers over gRPC.
+//!
+//! It owns sessions, credit, health and orderly stop; every batch is [`vela_dataset::Dataset::batch`]'s, so a server
+//! keeps nothing that another could not make again. It holds at most two batches and a few parts per consumer, however
+//! slow that consumer is, and it never decides what a batch contains.
+
+mod config;
+mod error;
+mod health;
+mod server;
+mod service;
+mod session;
+
+pub use config::{ServeArgs, ServeConfig};
+pub use error::LoaderError;
+pub use health::check_health;
+pub use server::{LoaderReport, RunningLoader, serve};

@@ -1,0 +1,11 @@
+//! Compiles the proto files with `protox`, so that no `protoc` is needed.
+
+use std::error::Error;
+
+fn main() -> Result<(), Box<dyn Error>> {
+    println!("cargo:rerun-if-changed=vela");
+    let descriptors = protox::compile(["vela/loader/v1/loader.proto"], ["."])?;
+    // Payload fields are reference-counted slices of the received message instead of copies of it.
+    tonic_prost_build::configure().bytes(".").compile_fds(descriptors)?;
+    Ok(())
+}

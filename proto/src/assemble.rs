@@ -1,0 +1,206 @@
+//! Header and chunks back into a batch, believing nothing.
+
+use bytes::{Bytes, BytesMut};
+use vela_types::{Batch, DType, HostTensor, ImageSpan, SampleSlot};
+
+use crate::batch::{TENSORS, encode_dtype};
+use crate::spec::decode_position;
+use crate::v1::{self, batch_part::Part};
+use crate::{PART_BYTES, WireError};
+
+/// Sample slots, and image spans, of one micro-batch.
+pub const MAX_SAMPLES: usize = 1 << 20;
+
+/// The longest sample id.
+const MAX_ID_BYTES: usize = 4 << 10;
+
+/// Axes of a tensor.
+const MAX_AXES: usize = 8;
+
+/// Collects the parts of one stream into batches. After an error it must be thrown away with its stream.
+#[derive(Debug)]
+pub struct Assembler {
+    max_batch_bytes: usize,
+    open: Option<OpenBatch>,
+}
+
+/// A batch whose header has come.
+#[derive(Debug)]
+struct OpenBatch {
+    header: v1::BatchHeader,
+    extents: Vec<TensorExtent>,
+    num_bytes: usize,
+    payload: BytesMut,
+}
+
+#[derive(Debug)]
+struct TensorExtent {
+    dtype: DType,
+    shape: Vec<usize>,
+    num_bytes: usize,
+}
+
+impl Assembler {
+    /// Refuses batches of more than `max_batch_bytes`.
+    pub fn new(max_batch_bytes: usize) -> Self {
+        Self { max_batch_bytes, open: None }
+    }
+
+    /// Takes the next part; returns the batch that it completes, if it does.
+    pub fn push(&mut self, part: v1::BatchPart) -> Result<Option<Batch>, WireError> {
+        match (part.part, &mut self.open) {
+            (Some(Part::Header(header)), None) => self.open = Some(OpenBatch::new(header, self.max_batch_bytes)?),
+            (Some(Part::Chunk(chunk)), Some(open)) => open.push(&chunk)?,
+            (Some(Part::Header(_)), Some(open)) => return Err(out_of_order(&open.expects(), "a header")),
+            (Some(Part::Chunk(_)), None) => return Err(out_of_order("a header", "a chunk")),
+            (None, _) => return Err(WireError::Missing { field: "part" }),
+        }
+        match self.open.take_if(|open| open.payload.len() == open.num_bytes) {
+            Some(complete) => complete.finish().map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// Payload bytes of the batch under way, 0 between batches.
+    pub fn open_bytes(&self) -> usize {
+        self.open.as_ref().map_or(0, |open| open.num_bytes)
+    }
+}
+
+fn out_of_order(expected: &str, found: &str) -> WireError {
+    WireError::Order { expected: expected.to_owned(), found: found.to_owned() }
+}
+
+impl OpenBatch {
+    fn new(header: v1::BatchHeader, max_batch_bytes: usize) -> Result<Self, WireError> {
+        let extents = decode_tensors(&header.tensors)?;
+        let total = extents.iter().try_fold(0usize, |total, extent| total.checked_add(extent.num_bytes));
+        let num_bytes = total.filter(|total| *total <= max_batch_bytes).ok_or_else(|| {
+            let found = total.map_or("an overflow".to_owned(), |total| format!("{total} bytes"));
+            WireError::value("header.tensors", format_args!("at most {max_batch_bytes} bytes"), found)
+        })?;
+        check_counts(&header)?;
+        Ok(Self { header, extents, num_bytes, payload: BytesMut::new() })
+    }
+
+    fn expects(&self) -> String {
+        format!("a chunk at offset {}", self.payload.len())
+    }
+
+    fn push(&mut self, chunk: &v1::BatchChunk) -> Result<(), WireError> {
+        if chunk.offset != self.payload.len() as u64 {
+            return Err(out_of_order(&self.expects(), &format!("one at {}", chunk.offset)));
+        }
+        let room = (self.num_bytes - self.payload.len()).min(PART_BYTES);
+        if chunk.data.is_empty() || chunk.data.len() > room {
+            return Err(WireError::value("chunk.data", format_args!("1 to {room} bytes"), chunk.data.len()));
+        }
+        if self.payload.is_empty() {
+            // Only now: memory is taken when bytes come, not when a header promises them.
+            self.payload.reserve(self.num_bytes);
+        }
+        self.payload.extend_from_slice(&chunk.data);
+        Ok(())
+    }
+
+    fn finish(self) -> Result<Batch, WireError> {
+        let mut payload = self.payload.freeze();
+        let mut tensors = self.extents.into_iter().map(|extent| take_tensor(&mut payload, extent));
+        let mut next = || tensors.next().unwrap_or(Err(WireError::Missing { field: "header.tensors" }));
+        let batch = Batch {
+            position: decode_position(self.header.position)?,
+            num_micro: self.header.num_micro,
+            input_ids: next()?,
+            labels: next()?,
+            position_ids: next()?,
+            document_ids: next()?,
+            pixels: next()?,
+            image_spans: self.header.image_spans.into_iter().map(decode_span).collect(),
+            samples: self.header.samples.into_iter().map(decode_slot).collect(),
+            step_label_tokens: self.header.step_label_tokens,
+        };
+        check_batch(&batch)?;
+        Ok(batch)
+    }
+}
+
+fn take_tensor(payload: &mut Bytes, extent: TensorExtent) -> Result<HostTensor, WireError> {
+    let data = payload.split_to(extent.num_bytes.min(payload.len()));
+    HostTensor::new(extent.dtype, extent.shape, data)
+        .map_err(|fault| WireError::value("header.tensors", fault.expected_bytes, fault.found_bytes))
+}
+
+fn decode_span(span: v1::ImageSpan) -> ImageSpan {
+    ImageSpan { row: span.row, start: span.start }
+}
+
+fn decode_slot(slot: v1::SampleSlot) -> SampleSlot {
+    let v1::SampleSlot { row, index, id, valid } = slot;
+    SampleSlot { row, index, id, valid }
+}
+
+/// Each role once, in the order of the contract, with its element type.
+fn decode_tensors(headers: &[v1::TensorHeader]) -> Result<Vec<TensorExtent>, WireError> {
+    if headers.len() != TENSORS.len() {
+        return Err(WireError::value("header.tensors", format_args!("{} tensors", TENSORS.len()), headers.len()));
+    }
+    headers.iter().zip(TENSORS).map(|(header, (role, dtype))| decode_tensor(header, role, dtype)).collect()
+}
+
+fn decode_tensor(header: &v1::TensorHeader, role: v1::TensorRole, dtype: DType) -> Result<TensorExtent, WireError> {
+    if header.role != i32::from(role) {
+        return Err(WireError::value("tensor.role", role.as_str_name(), header.role));
+    }
+    let expected = encode_dtype(dtype);
+    if header.dtype != i32::from(expected) {
+        return Err(WireError::value("tensor.dtype", expected.as_str_name(), header.dtype));
+    }
+    if header.shape.len() > MAX_AXES {
+        return Err(WireError::value("tensor.shape", format_args!("at most {MAX_AXES} axes"), header.shape.len()));
+    }
+    let too_large = || WireError::value("tensor.shape", "extents that fit in memory", format!("{:?}", header.shape));
+    let shape: Result<Vec<usize>, _> = header.shape.iter().map(|&extent| usize::try_from(extent)).collect();
+    let shape = shape.map_err(|_| too_large())?;
+    let num_bytes = shape.iter().try_fold(dtype.size_in_bytes(), |bytes, &extent| bytes.checked_mul(extent));
+    Ok(TensorExtent { dtype, num_bytes: num_bytes.ok_or_else(too_large)?, shape })
+}
+
+fn check_counts(header: &v1::BatchHeader) -> Result<(), WireError> {
+    let counts = [("header.image_spans", header.image_spans.len()), ("header.samples", header.samples.len())];
+    if let Some((field, count)) = counts.into_iter().find(|(_, count)| *count > MAX_SAMPLES) {
+        return Err(WireError::value(field, format_args!("at most {MAX_SAMPLES}"), count));
+    }
+    match header.samples.iter().find(|slot| slot.id.len() > MAX_ID_BYTES) {
+        Some(slot) => Err(WireError::value("sample.id", format_args!("at most {MAX_ID_BYTES} bytes"), slot.id.len())),
+        None => Ok(()),
+    }
+}
+
+/// The relations between the parts of a batch that a trainer indexes by.
+fn check_batch(batch: &Batch) -> Result<(), WireError> {
+    let shape = batch.input_ids.shape();
+    let &[rows, columns] = shape else {
+        return Err(WireError::value("input_ids", "two axes", shape.len()));
+    };
+    for (field, tensor) in
+        [("labels", &batch.labels), ("position_ids", &batch.position_ids), ("document_ids", &batch.document_ids)]
+    {
+        if tensor.shape() != shape {
+            return Err(WireError::value(field, format!("shape {shape:?}"), format!("{:?}", tensor.shape())));
+        }
+    }
+    if batch.pixels.shape().len() != 4 || batch.pixels.shape()[0] != batch.image_spans.len() {
+        let found = format!("{:?} for {} spans", batch.pixels.shape(), batch.image_spans.len());
+        return Err(WireError::value("pixels", "four axes, one image per span", found));
+    }
+    if batch.image_spans.iter().any(|span| span.row as usize >= rows || span.start as usize >= columns) {
+        return Err(WireError::value("image_spans", format!("places in {shape:?}"), "one outside"));
+    }
+    if batch.samples.iter().any(|slot| slot.row as usize >= rows) {
+        return Err(WireError::value("samples", format!("rows below {rows}"), "one outside"));
+    }
+    match batch.position.micro < batch.num_micro {
+        true => Ok(()),
+        false => Err(WireError::value("position.micro", format!("below {}", batch.num_micro), batch.position.micro)),
+    }
+}

@@ -1,0 +1,95 @@
+//! Why a remote stream fails.
+
+use std::error::Error;
+use std::time::Duration;
+
+use vela_proto::{ServiceError, WireError};
+use vela_types::{CursorMismatch, Position};
+
+/// A failure of the remote stream. Every variant about a server names its address.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ClientError {
+    /// The address is no url.
+    #[error("loader address `{url}`: expected `http://host:port`")]
+    Address {
+        /// What was given.
+        url: String,
+        /// The parser's answer.
+        source: tonic::transport::Error,
+    },
+    /// No server accepts connections there.
+    #[error("no loader answers at `{url}` within {timeout:?}; is `loader serve` running there?")]
+    Unreachable {
+        /// The address.
+        url: String,
+        /// How long it had.
+        timeout: Duration,
+        /// The transport's answer.
+        source: Box<dyn Error + Send + Sync>,
+    },
+    /// The server refused, or the connection to it was lost.
+    #[error("loader at `{url}`")]
+    Service {
+        /// The address.
+        url: String,
+        /// What it said.
+        source: ServiceError,
+    },
+    /// The server sent something that breaks the contract.
+    #[error("loader at `{url}` broke the protocol")]
+    Wire {
+        /// The address.
+        url: String,
+        /// What was wrong.
+        source: WireError,
+    },
+    /// The server sent another micro-batch than the next one.
+    #[error("loader at `{url}` broke the order: expected {expected:?}, found {found:?}")]
+    Order {
+        /// The address.
+        url: String,
+        /// The position that comes next.
+        expected: Position,
+        /// The position of the batch that came.
+        found: Position,
+    },
+    /// The cursor belongs to other data or another spec.
+    #[error(transparent)]
+    Cursor(#[from] CursorMismatch),
+    /// The cursor points past the end of its epoch.
+    #[error("cursor step: expected at most {steps_per_epoch}, found {step}")]
+    CursorStep {
+        /// Steps of an epoch.
+        steps_per_epoch: u64,
+        /// The cursor's.
+        step: u64,
+    },
+    /// The stream did not come back in time.
+    #[error("gave up on {position:?} after {after:?} without a batch")]
+    GaveUp {
+        /// The micro-batch that was waited for.
+        position: Position,
+        /// How long it was tried.
+        after: Duration,
+        /// What the last try failed with.
+        source: Box<ClientError>,
+    },
+    /// The operating system gave no thread or no event loop.
+    #[error("cannot start the client thread")]
+    Thread(#[source] std::io::Error),
+    /// The client thread ended without a batch or an error.
+    #[error("the client thread ended early; this is a defect of Vela")]
+    ThreadLost,
+}
+
+impl ClientError {
+    /// Whether another try, at this server or its successor, may succeed.
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::Unreachable { .. } => true,
+            Self::Service { source, .. } => source.is_retryable(),
+            _ => false,
+        }
+    }
+}

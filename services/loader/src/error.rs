@@ -1,0 +1,113 @@
+//! Why a loader cannot serve, and what the read side's errors are on the wire.
+
+use std::error::Error;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use vela_dataset::DatasetError;
+use vela_proto::{ErrorKind, ServiceError};
+
+/// A failure of the service as a whole.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LoaderError {
+    /// Plaintext on an address that other machines reach, without the flag that allows it.
+    #[error(
+        "`--listen {listen}` is open to other machines without encryption or authentication; listen on a loopback address or pass `--allow-remote-plaintext`"
+    )]
+    RemotePlaintext {
+        /// The address.
+        listen: SocketAddr,
+    },
+    /// A limit of zero consumers.
+    #[error("`--max-consumers`: expected at least 1, found 0")]
+    NoConsumers,
+    /// The shard set cannot be opened.
+    #[error("shard set `{shards}` cannot be served")]
+    Dataset {
+        /// Where it was looked for.
+        shards: String,
+        /// What is wrong with it.
+        source: DatasetError,
+    },
+    /// The address cannot be listened on.
+    #[error("cannot listen on {listen}{}", bind_hint(source))]
+    Bind {
+        /// The address.
+        listen: SocketAddr,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+    /// The server broke down while serving.
+    #[error("the server on {listen} failed")]
+    Transport {
+        /// Where it listened.
+        listen: SocketAddr,
+        /// The transport's answer.
+        source: tonic::transport::Error,
+    },
+    /// A task of the server panicked or was cancelled.
+    #[error("a task of the server ended early; this is a defect of Vela")]
+    Task(#[from] tokio::task::JoinError),
+    /// The address given to a health check is none.
+    #[error("`--address {address}`: expected `host:port` or `http://host:port`")]
+    Address {
+        /// What was given.
+        address: String,
+        /// The parser's answer.
+        source: tonic::transport::Error,
+    },
+    /// No server answered a health check.
+    #[error("no loader answers at {address} within {timeout:?}")]
+    Unreachable {
+        /// The address.
+        address: String,
+        /// How long it had.
+        timeout: Duration,
+        /// The transport's answer.
+        source: Box<dyn Error + Send + Sync>,
+    },
+    /// A server answered a health check, but does not serve.
+    #[error("the loader at {address} does not serve: {status}")]
+    NotServing {
+        /// The address.
+        address: String,
+        /// What it says of itself.
+        status: String,
+    },
+}
+
+impl LoaderError {
+    /// Whether flags are to blame: exit code 2.
+    pub fn is_usage(&self) -> bool {
+        matches!(self, Self::RemotePlaintext { .. } | Self::NoConsumers | Self::Address { .. })
+    }
+}
+
+fn bind_hint(source: &std::io::Error) -> &'static str {
+    match source.kind() {
+        std::io::ErrorKind::AddrInUse => ": the port is in use; stop the other server or choose another port",
+        _ => "",
+    }
+}
+
+/// The read side's error as the consumer sees it, sources included.
+pub(crate) fn to_service_error(error: &DatasetError) -> ServiceError {
+    let kind = match error {
+        DatasetError::Cursor(_) => ErrorKind::Mismatch,
+        DatasetError::Position { .. } => ErrorKind::OutOfRange,
+        DatasetError::Spec { .. }
+        | DatasetError::UnevenShare { .. }
+        | DatasetError::Rank { .. }
+        | DatasetError::TooLong { .. } => ErrorKind::InvalidRequest,
+        error if error.is_damage() => ErrorKind::Damaged,
+        _ => ErrorKind::Internal,
+    };
+    let mut message = error.to_string();
+    let mut cause = error.source();
+    while let Some(source) = cause {
+        message.push_str(&format!(": {source}"));
+        cause = source.source();
+    }
+    ServiceError::new(kind, message)
+}

@@ -1,0 +1,238 @@
+//! One consumer's stream: batches out against byte credit in.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::task::JoinHandle;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Status, Streaming};
+use vela_dataset::Partition;
+use vela_proto::v1::{self, batch_part::Part, stream_batches_request::Request};
+use vela_proto::{ErrorKind, ServiceError, WireError, decode_cursor, decode_spec, next_position};
+use vela_types::{Batch, BatchSpec, Position};
+
+use crate::error::to_service_error;
+use crate::service::{Shared, batch_parts, take_partition};
+
+/// Parts between a session and the connection: enough to keep the connection busy while the next one is cut.
+const QUEUED_PARTS: usize = 4;
+
+/// Credit a consumer may hold: far above any use, far below any overflow.
+const MAX_CREDIT_BYTES: u64 = 1 << 40;
+
+/// How long a consumer has to say what it wants.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long a consumer has to take the last word of a stream that ends.
+const FAREWELL: Duration = Duration::from_secs(2);
+
+type Parts = mpsc::Sender<Result<v1::BatchPart, Status>>;
+
+/// What the consumer asked for, checked.
+struct Opening {
+    spec: BatchSpec,
+    partition: Partition,
+    start: Position,
+    num_micro: u32,
+    steps_per_epoch: u64,
+}
+
+/// One consumer: its share, its place, its credit. Two batches are held at most: one on its way, the next being made.
+pub(crate) struct Session {
+    shared: Arc<Shared>,
+    opening: Opening,
+    credit: Arc<Credit>,
+    parts: Parts,
+    _consumer: OwnedSemaphorePermit,
+}
+
+impl Session {
+    /// Reads the opening request and starts the session; the stream returned is what the consumer receives.
+    pub(crate) async fn start(
+        shared: Arc<Shared>,
+        mut requests: Streaming<v1::StreamBatchesRequest>,
+    ) -> Result<ReceiverStream<Result<v1::BatchPart, Status>>, Status> {
+        let busy = |_| ServiceError::new(ErrorKind::Busy, "the loader serves as many consumers as it may; try later");
+        let consumer = Arc::clone(&shared.consumers).try_acquire_owned().map_err(busy)?;
+        let open = first_request(&mut requests).await?;
+        let credit = Arc::new(Credit::new());
+        credit.grant(open.credit_bytes)?;
+        let opening = check_opening(&shared, open)?;
+        shared.totals.consumers.fetch_add(1, Ordering::Relaxed);
+        tracing::info!(rank = opening.partition.rank, world = opening.partition.world, start = ?opening.start, "consumer joined");
+        let (parts, stream) = mpsc::channel(QUEUED_PARTS);
+        let session = Self { shared, opening, credit, parts, _consumer: consumer };
+        tokio::spawn(session.run(requests));
+        Ok(ReceiverStream::new(stream))
+    }
+
+    async fn run(self, requests: Streaming<v1::StreamBatchesRequest>) {
+        let end = tokio::select! {
+            end = self.send_batches() => end,
+            end = self.listen(requests) => end,
+            () = self.shared.stop.wait() => Err(ServiceError::new(ErrorKind::Unavailable, "the loader is stopping")),
+        };
+        let Partition { rank, world } = self.opening.partition;
+        match end {
+            Ok(()) => tracing::info!(rank, world, "consumer left"),
+            Err(error) => {
+                tracing::info!(rank, world, %error, "stream ended");
+                // A consumer that takes nothing any more gets no last word.
+                let _ = tokio::time::timeout(FAREWELL, self.parts.send(Err(error.into()))).await;
+            }
+        }
+    }
+
+    /// Sends batch after batch until the consumer is gone or a batch cannot be made.
+    async fn send_batches(&self) -> Result<(), ServiceError> {
+        let Opening { start, num_micro, steps_per_epoch, .. } = self.opening;
+        let mut position = start;
+        let mut upcoming = self.begin_batch(position);
+        loop {
+            let batch = upcoming.finish().await?;
+            position = next_position(position, num_micro, steps_per_epoch);
+            upcoming = self.begin_batch(position);
+            if !self.send_batch(&batch).await {
+                return Ok(());
+            }
+        }
+    }
+
+    fn begin_batch(&self, position: Position) -> UpcomingBatch {
+        let Opening { spec, partition, .. } = &self.opening;
+        UpcomingBatch(tokio::spawn(Arc::clone(&self.shared).build(spec.clone(), *partition, position)))
+    }
+
+    /// False if the consumer is gone.
+    async fn send_batch(&self, batch: &Batch) -> bool {
+        let totals = &self.shared.totals;
+        for part in batch_parts(batch) {
+            let num_bytes = match &part.part {
+                Some(Part::Chunk(chunk)) => chunk.data.len(),
+                _ => 0,
+            };
+            self.credit.spend(num_bytes).await;
+            if self.parts.send(Ok(part)).await.is_err() {
+                return false;
+            }
+            totals.bytes.fetch_add(num_bytes as u64, Ordering::Relaxed);
+        }
+        totals.batches.fetch_add(1, Ordering::Relaxed);
+        true
+    }
+
+    /// Takes credit and acknowledgements until the consumer closes its side.
+    async fn listen(&self, mut requests: Streaming<v1::StreamBatchesRequest>) -> Result<(), ServiceError> {
+        loop {
+            let request = match requests.message().await {
+                Ok(Some(request)) => request.request,
+                Ok(None) => return Ok(()),
+                // The connection is lost or the call was cancelled: the consumer knows already.
+                Err(_) => return Ok(()),
+            };
+            match request {
+                Some(Request::Credit(credit)) => self.credit.grant(credit.bytes)?,
+                Some(Request::Ack(ack)) => self.record_ack(&ack),
+                Some(Request::Open(_)) => return Err(out_of_order("`credit` or `ack`", "a second `open`")),
+                None => return Err(WireError::Missing { field: "request" }.into()),
+            }
+        }
+    }
+
+    fn record_ack(&self, ack: &v1::Ack) {
+        let Partition { rank, world } = self.opening.partition;
+        self.shared.totals.acked_steps.fetch_add(1, Ordering::Relaxed);
+        tracing::debug!(rank, world, epoch = ack.epoch, step = ack.step, "step consumed");
+    }
+}
+
+fn out_of_order(expected: &str, found: &str) -> ServiceError {
+    WireError::Order { expected: expected.to_owned(), found: found.to_owned() }.into()
+}
+
+async fn first_request(requests: &mut Streaming<v1::StreamBatchesRequest>) -> Result<v1::OpenStream, Status> {
+    let silent = |_| ServiceError::new(ErrorKind::InvalidRequest, format_args!("no `open` within {PATIENCE:?}"));
+    let first = tokio::time::timeout(PATIENCE, requests.message()).await.map_err(silent)??;
+    match first.and_then(|first| first.request) {
+        Some(Request::Open(open)) => Ok(open),
+        Some(_) => Err(out_of_order("`open` first", "another request").into()),
+        None => Err(out_of_order("`open` first", "nothing").into()),
+    }
+}
+
+fn check_opening(shared: &Shared, open: v1::OpenStream) -> Result<Opening, ServiceError> {
+    let spec = decode_spec(open.spec)?;
+    let partition = take_partition(open.partition)?;
+    let cursor = decode_cursor(open.cursor)?;
+    let refused = |error| to_service_error(&error);
+    let plan = shared.dataset.plan(&spec, partition).map_err(refused)?;
+    let start = shared.dataset.position_of(&spec, &cursor).map_err(refused)?;
+    let start = Position { micro: open.micro, ..start };
+    plan.micro_places(start).map_err(refused)?;
+    Ok(Opening { spec, partition, start, num_micro: plan.num_micro(), steps_per_epoch: plan.steps_per_epoch() })
+}
+
+/// A batch being made; let go of, it is not waited for.
+struct UpcomingBatch(JoinHandle<Result<Batch, ServiceError>>);
+
+impl UpcomingBatch {
+    async fn finish(self) -> Result<Batch, ServiceError> {
+        self.0.await.map_err(|error| ServiceError::new(ErrorKind::Internal, error))?
+    }
+}
+
+/// Bytes that may be sent.
+struct Credit {
+    permits: Semaphore,
+}
+
+impl Credit {
+    fn new() -> Self {
+        Self { permits: Semaphore::new(0) }
+    }
+
+    /// Adds to the credit; refuses a sum that no consumer can mean.
+    fn grant(&self, bytes: u64) -> Result<(), ServiceError> {
+        let sum = bytes.saturating_add(self.permits.available_permits() as u64);
+        if sum > MAX_CREDIT_BYTES {
+            let expected = format!("at most {MAX_CREDIT_BYTES} bytes in all");
+            return Err(WireError::Value { field: "credit.bytes", expected, found: sum.to_string() }.into());
+        }
+        self.permits.add_permits(bytes as usize);
+        Ok(())
+    }
+
+    /// Waits until `num_bytes` may be sent and takes them off.
+    async fn spend(&self, num_bytes: usize) {
+        let num_permits = u32::try_from(num_bytes).expect("a part is about 1 MiB");
+        let permits = self.permits.acquire_many(num_permits).await;
+        permits.expect("the semaphore is never closed").forget();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn credit_is_spent_once_and_waited_for() {
+        let credit = Credit::new();
+        credit.grant(10).expect("little");
+        credit.spend(7).await;
+        let short = tokio::time::timeout(Duration::from_millis(20), credit.spend(4)).await;
+        assert!(short.is_err(), "three bytes are not four");
+        credit.grant(1).expect("little");
+        credit.spend(4).await;
+        assert_eq!(credit.permits.available_permits(), 0);
+    }
+
+    #[test]
+    fn credit_beyond_reason_is_refused() {
+        let credit = Credit::new();
+        assert!(credit.grant(u64::MAX).is_err());
+        credit.grant(MAX_CREDIT_BYTES).expect("the most");
+        assert!(credit.grant(1).is_err());
+    }
+}

@@ -1,0 +1,103 @@
+//! Memory and bytes under way stay within what the consumer allows.
+
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Streaming;
+use vela_client::RemoteSource;
+use vela_proto::v1::{self, batch_part::Part, loader_client::LoaderClient, stream_batches_request::Request};
+use vela_proto::{PART_BYTES, encode_cursor, encode_spec};
+use vela_types::{BatchSource, BatchSpec};
+
+use crate::loader::LocalLoader;
+use crate::shards::{self, Plan};
+
+/// Images of 1.4 MB: a micro-batch of two has three parts.
+fn large() -> Plan {
+    Plan { num_samples: 24, side: 690, always_image: true, num_tokens: 5, seed: 3 }
+}
+
+#[test]
+fn a_paused_consumer_holds_no_more_than_its_budget_and_then_goes_on() {
+    const BUDGET: usize = 7 << 20;
+    let folder = tempfile::tempdir().expect("a folder");
+    shards::write(folder.path(), &large());
+    let loader = LocalLoader::start(folder.path());
+    let mut source = RemoteSource::connect(&loader.url(), shards::spec(), 0, 1, BUDGET).expect("a stream");
+    source.next_batch().expect("a batch");
+    std::thread::sleep(Duration::from_millis(1500));
+    let paused = source.stats();
+    assert!(paused.resident_bytes <= BUDGET && paused.resident_bytes > BUDGET / 2, "{paused:?}");
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(source.stats().resident_bytes, paused.resident_bytes, "nothing comes while the budget is full");
+    for _ in 0..20 {
+        source.next_batch().expect("a batch");
+    }
+    assert!(source.stats().peak_bytes <= BUDGET, "{:?}", source.stats());
+    drop(source);
+    let report = loader.stop();
+    let batch_bytes = 2 * 3 * 690 * 690;
+    assert!(report.bytes <= (21 * batch_bytes + BUDGET + (1 << 20)) as u64, "{report:?}");
+    assert!(report.acked_steps >= 6, "{report:?}");
+}
+
+#[test]
+fn a_batch_larger_than_the_budget_still_arrives() {
+    let folder = tempfile::tempdir().expect("a folder");
+    shards::write(folder.path(), &large());
+    let loader = LocalLoader::start(folder.path());
+    let spec = BatchSpec { micro_batch: 6, ..shards::spec() };
+    let mut source = RemoteSource::connect(&loader.url(), spec, 0, 1, 1).expect("a stream");
+    for _ in 0..3 {
+        let batch = source.next_batch().expect("a batch");
+        assert!(batch.num_bytes() > 8 << 20);
+        assert!(source.stats().peak_bytes <= 9 << 20, "{:?}", source.stats());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_sends_only_what_it_has_credit_for() {
+    let folder = tempfile::tempdir().expect("a folder");
+    shards::write(folder.path(), &large());
+    let config = vela_loader::ServeConfig::new(folder.path().display().to_string(), crate::loader::loopback(0));
+    let loader = vela_loader::serve(config, vela_runtime::Shutdown::new()).await.expect("a loader");
+    let (requests, mut parts) = open(&format!("http://{}", loader.addr), 3 * PART_BYTES as u64).await;
+    let first = receive_until_silence(&mut parts).await;
+    assert!(first <= 3 * PART_BYTES && first > 2 * PART_BYTES, "{first} bytes for a credit of three parts");
+    let credit = v1::StreamBatchesRequest { request: Some(Request::Credit(v1::Credit { bytes: 5 << 20 })) };
+    requests.send(credit).await.expect("sent");
+    let more = first + receive_until_silence(&mut parts).await;
+    assert!(more <= 3 * PART_BYTES + (5 << 20) && more > 3 * PART_BYTES + (4 << 20), "{more} bytes");
+}
+
+type Requests = mpsc::Sender<v1::StreamBatchesRequest>;
+
+async fn open(url: &str, credit_bytes: u64) -> (Requests, Streaming<v1::BatchPart>) {
+    let source = tokio::task::block_in_place(|| RemoteSource::connect(url, shards::spec(), 0, 1, 1).expect("a source"));
+    let open = v1::OpenStream {
+        spec: Some(encode_spec(&shards::spec())),
+        partition: Some(v1::Partition { rank: 0, world: 1 }),
+        cursor: Some(encode_cursor(&source.start_cursor())),
+        micro: 0,
+        credit_bytes,
+    };
+    let (requests, outbound) = mpsc::channel(4);
+    requests.send(v1::StreamBatchesRequest { request: Some(Request::Open(open)) }).await.expect("queued");
+    let endpoint = tonic::transport::Endpoint::from_shared(url.to_owned()).expect("a url");
+    let mut client = LoaderClient::new(endpoint.connect().await.expect("a connection"));
+    let parts = client.stream_batches(ReceiverStream::new(outbound)).await.expect("an answer").into_inner();
+    (requests, parts)
+}
+
+/// Chunk bytes until half a second passes without a part.
+async fn receive_until_silence(parts: &mut Streaming<v1::BatchPart>) -> usize {
+    let mut bytes = 0;
+    while let Ok(part) = tokio::time::timeout(Duration::from_millis(500), parts.message()).await {
+        let part = part.expect("no error").expect("no end");
+        if let Some(Part::Chunk(chunk)) = part.part {
+            bytes += chunk.data.len();
+        }
+    }
+    bytes
+}

@@ -1,0 +1,9 @@
+//! The loader and its client over real sockets, against the read side in process.
+
+mod bounds;
+mod command;
+mod equality;
+mod loader;
+mod refusals;
+mod resume;
+mod shards;
