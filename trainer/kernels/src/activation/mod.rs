@@ -1,0 +1,57 @@
+//! Element-wise activations and their gated form.
+
+mod cpu;
+
+use candle_core::Tensor;
+
+use crate::error::{InOp, Result, check_dims, check_f32};
+
+/// `x * Phi(x)` with the exact normal distribution function (PyTorch `gelu`).
+///
+/// # Errors
+/// If `x` is not f32 on a device this build has code for.
+pub fn gelu_erf(x: &Tensor) -> Result<Tensor> {
+    apply(x, cpu::GeluErf)
+}
+
+/// `0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))` (PyTorch `gelu(approximate="tanh")`).
+///
+/// # Errors
+/// If `x` is not f32 on a device this build has code for.
+pub fn gelu_tanh(x: &Tensor) -> Result<Tensor> {
+    apply(x, cpu::GeluTanh)
+}
+
+/// `x * sigmoid(1.702 x)`, the activation of CLIP's towers.
+///
+/// # Errors
+/// If `x` is not f32 on a device this build has code for.
+pub fn quick_gelu(x: &Tensor) -> Result<Tensor> {
+    apply(x, cpu::QuickGelu)
+}
+
+/// `x * sigmoid(x)`.
+///
+/// # Errors
+/// If `x` is not f32 on a device this build has code for.
+pub fn silu(x: &Tensor) -> Result<Tensor> {
+    apply(x, cpu::Silu)
+}
+
+/// `silu(gate) * up`, element by element.
+///
+/// # Errors
+/// If the shapes differ, or a tensor is not f32 on a device this build has code for.
+pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+    const OP: &str = "swiglu";
+    check_f32(OP, "gate", gate)?;
+    check_f32(OP, "up", up)?;
+    check_dims(OP, "up", up, gate.dims())?;
+    let (gate, up) = (gate.contiguous().in_op(OP)?, up.contiguous().in_op(OP)?);
+    gate.apply_op2(&up, cpu::SwiGlu).in_op(OP)
+}
+
+fn apply<A: cpu::Activation>(x: &Tensor, activation: A) -> Result<Tensor> {
+    check_f32(A::NAME, "x", x)?;
+    x.contiguous().and_then(|x| x.apply_op1(cpu::Elementwise(activation))).in_op(A::NAME)
+}

@@ -1,0 +1,190 @@
+//! The one module with `unsafe`: a checked door to the `gemm` crate's products over slices, and loops compiled for
+//! the processor's wide vectors.
+//!
+//! A product runs on the calling thread; callers split work into blocks whose sizes depend on shapes alone, so the
+//! order of every sum is the same for any number of threads.
+#![expect(
+    unsafe_code,
+    reason = "gemm takes pointers, checked here first; vector instructions are asked for at run time"
+)]
+
+use gemm::Parallelism;
+use rayon::prelude::*;
+
+/// A read-only matrix inside a slice: element `(i, j)` is `values[i * row_stride + j * col_stride]`.
+#[derive(Clone, Copy)]
+pub(crate) struct Mat<'a> {
+    values: &'a [f32],
+    rows: usize,
+    cols: usize,
+    row_stride: usize,
+    col_stride: usize,
+}
+
+impl<'a> Mat<'a> {
+    /// Rows of `cols` values, one after another.
+    pub(crate) fn rows(values: &'a [f32], cols: usize) -> Self {
+        Self::strided(values, values.len() / cols.max(1), cols, cols)
+    }
+
+    /// Rows of `cols` values that start `row_stride` apart.
+    pub(crate) fn strided(values: &'a [f32], rows: usize, cols: usize, row_stride: usize) -> Self {
+        let mat = Self { values, rows, cols, row_stride, col_stride: 1 };
+        assert!(span(rows, cols, row_stride) <= values.len(), "a matrix must lie within its slice");
+        mat
+    }
+
+    /// The transpose, without a copy.
+    pub(crate) fn t(self) -> Self {
+        Self {
+            rows: self.cols,
+            cols: self.rows,
+            row_stride: self.col_stride,
+            col_stride: self.row_stride,
+            values: self.values,
+        }
+    }
+}
+
+/// Elements from the first to the last of a matrix with unit column stride, both included.
+fn span(rows: usize, cols: usize, row_stride: usize) -> usize {
+    if rows == 0 || cols == 0 { 0 } else { (rows - 1) * row_stride + cols }
+}
+
+/// `dst = a b`, or `dst += a b`; row `i` of `dst` starts at `i * dst_stride`.
+pub(crate) fn product(dst: &mut [f32], dst_stride: usize, a: Mat<'_>, b: Mat<'_>, accumulate: bool) {
+    assert_eq!(a.cols, b.rows, "inner dimensions must agree");
+    assert!(a.rows <= 1 || dst_stride >= b.cols, "rows of the result must not overlap");
+    assert!(span(a.rows, b.cols, dst_stride) <= dst.len(), "the result must lie within its slice");
+    // SAFETY: `a` and `b` were checked against their slices at construction (a transpose spans the same elements),
+    // `dst` just above; `dst` is borrowed mutably, so it overlaps neither; strides fit isize because slices do.
+    unsafe {
+        gemm::gemm(
+            a.rows,
+            b.cols,
+            a.cols,
+            dst.as_mut_ptr(),
+            1,
+            dst_stride as isize,
+            accumulate,
+            a.values.as_ptr(),
+            a.col_stride as isize,
+            a.row_stride as isize,
+            b.values.as_ptr(),
+            b.col_stride as isize,
+            b.row_stride as isize,
+            f32::from(u8::from(accumulate)),
+            1.0,
+            false,
+            false,
+            false,
+            Parallelism::None,
+        );
+    }
+}
+
+/// Runs `body` compiled for 256-bit vectors where the processor has them; what it calls must be `#[inline(always)]`.
+#[inline(always)]
+pub(crate) fn vectorised<R>(body: impl FnOnce() -> R) -> R {
+    #[cfg(target_arch = "x86_64")]
+    if std::arch::is_x86_feature_detected!("avx2") {
+        // SAFETY: the processor was just asked whether it has the instructions.
+        return unsafe { with_avx2(body) };
+    }
+    body()
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+fn with_avx2<R>(body: impl FnOnce() -> R) -> R {
+    body()
+}
+
+/// Rows of the result per task.
+const ROWS: usize = 512;
+/// Multiply-adds below which a product stays on the calling thread.
+const SERIAL: usize = 64 * 1024;
+/// Elements of the result above which [`reduce_rows`] splits the result and not the sum.
+const WIDE: usize = 64 * 1024;
+
+/// `dst[M, N] = x[M, K] w[K, N]` by blocks of rows; each row of `dst` starts from `bias` where given.
+pub(crate) fn map_rows(dst: &mut [f32], x: &[f32], w: Mat<'_>, bias: Option<&[f32]>) {
+    let (inner, outputs) = (w.rows, w.cols);
+    if dst.is_empty() || inner == 0 {
+        return fill_rows(dst, bias);
+    }
+    let rows = dst.len() / outputs;
+    if rows < ROWS / 8 && outputs >= 2 * ROWS {
+        return map_few_rows(dst, x, w, bias);
+    }
+    let block = |(dst, x): (&mut [f32], &[f32])| {
+        fill_rows(dst, bias);
+        product(dst, outputs, Mat::rows(x, inner), w, bias.is_some());
+    };
+    if rows * inner * outputs < SERIAL {
+        return block((dst, x));
+    }
+    let size = ROWS.min(rows.div_ceil(4)).max(16);
+    dst.par_chunks_mut(size * outputs).zip(x.par_chunks(size * inner)).for_each(block);
+}
+
+fn fill_rows(dst: &mut [f32], bias: Option<&[f32]>) {
+    if let Some(bias) = bias {
+        dst.chunks_mut(bias.len().max(1)).for_each(|row| row.copy_from_slice(bias));
+    }
+}
+
+/// Few rows and many outputs (decoding): the transposed result by blocks of outputs, then turned.
+fn map_few_rows(dst: &mut [f32], x: &[f32], w: Mat<'_>, bias: Option<&[f32]>) {
+    let (inner, outputs) = (w.rows, w.cols);
+    let rows = dst.len() / outputs;
+    let mut turned = vec![0f32; dst.len()];
+    let x_t = Mat::rows(x, inner).t();
+    turned.par_chunks_mut(ROWS * rows).enumerate().for_each(|(block, turned)| {
+        let start = block * ROWS;
+        let w_t = Mat { values: &w.values[start * w.col_stride..], rows: turned.len() / rows, ..w.t() };
+        product(turned, rows, w_t, x_t, false);
+    });
+    for (r, row) in dst.chunks_exact_mut(outputs).enumerate() {
+        for (o, y) in row.iter_mut().enumerate() {
+            *y = turned[o * rows + r] + bias.map_or(0.0, |bias| bias[o]);
+        }
+    }
+}
+
+/// `dst[O, I] = (or +=) g[M, O]^T x[M, I]`: the sum over rows, in an order fixed by the shapes.
+pub(crate) fn reduce_rows(dst: &mut [f32], g: Mat<'_>, x: Mat<'_>, accumulate: bool) {
+    let (outputs, inputs, rows) = (g.cols, x.cols, g.rows);
+    if outputs * inputs >= WIDE {
+        return reduce_wide(dst, g, x, accumulate);
+    }
+    if rows <= ROWS || rows * outputs * inputs < SERIAL {
+        return product(dst, inputs, g.t(), x, accumulate);
+    }
+    let size = ROWS.max(rows.div_ceil(8));
+    let part = |block: usize| {
+        let start = block * size;
+        let count = size.min(rows - start);
+        let mut part = vec![0f32; outputs * inputs];
+        let g = Mat { values: &g.values[start * g.row_stride..], rows: count, ..g };
+        let x = Mat { values: &x.values[start * x.row_stride..], rows: count, ..x };
+        product(&mut part, inputs, g.t(), x, false);
+        part
+    };
+    let parts: Vec<Vec<f32>> = (0..rows.div_ceil(size)).into_par_iter().map(part).collect();
+    if !accumulate {
+        dst.fill(0.0);
+    }
+    for part in parts {
+        dst.iter_mut().zip(part).for_each(|(sum, x)| *sum += x);
+    }
+}
+
+/// A result too large to hold several of: each task owns some rows of it and sums over everything.
+fn reduce_wide(dst: &mut [f32], g: Mat<'_>, x: Mat<'_>, accumulate: bool) {
+    let size = (g.cols.div_ceil(8)).clamp(32, ROWS);
+    dst.par_chunks_mut(size * x.cols).enumerate().for_each(|(block, dst)| {
+        let g = Mat { values: &g.values[block * size..], cols: dst.len() / x.cols, ..g };
+        product(dst, x.cols, g.t(), x, accumulate);
+    });
+}

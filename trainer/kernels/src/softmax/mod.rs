@@ -1,0 +1,17 @@
+//! Softmax over the last dimension.
+
+pub(crate) mod cpu;
+
+use candle_core::Tensor;
+
+use crate::error::{InOp, Result, check_f32, last_dim};
+
+/// Softmax over the last dimension, shifted by each row's maximum.
+///
+/// # Errors
+/// If `x` is a scalar, or not f32 on a device this build has code for.
+pub fn softmax(x: &Tensor) -> Result<Tensor> {
+    check_f32("softmax", "x", x)?;
+    last_dim("softmax", "x", x)?;
+    x.contiguous().and_then(|x| x.apply_op1(cpu::Softmax)).in_op("softmax")
+}
