@@ -1,1 +1,33 @@
-//! Vision towers, projectors, language models, the joined VLM, weights under their Hugging Face names, generation.
+//! Vision towers, projectors, language models and the model that joins them, built from plain tensors and the ops of
+//! `vela-kernels`. This crate owns the reading of Hugging Face `LlavaForConditionalGeneration` folders (config and
+//! weights, checked name by name), the seeded drawing of fresh weights, the summed training loss, greedy generation
+//! with a key-value cache, and the writing of folders that `transformers` opens. It refuses to guess: a missing,
+//! unexpected or misshapen tensor and a config whose numbers contradict each other are errors. It knows nothing of
+//! tokenizers, images in files, optimizers or checkpoints of a run.
+
+mod batch;
+mod config;
+mod error;
+mod generate;
+mod init;
+mod language;
+mod layers;
+mod params;
+mod projector;
+mod vision;
+mod vlm;
+mod weights;
+
+pub use batch::{IGNORE_LABEL, ModelBatch};
+pub use config::{
+    Activation, FeatureConfig, InitConfig, LanguageConfig, LanguageFamily, LanguagePreset, ModelPreset,
+    ProjectorConfig, ProjectorKind, ProjectorPreset, RopeScaling, VisionConfig, VisionFamily, VisionPreset, VlmConfig,
+};
+pub use error::{ModelError, WeightProblem};
+pub use generate::{GenerateOptions, Prompt};
+pub use language::{KvCache, LanguageModel};
+pub use params::{Param, Params};
+pub use projector::Projector;
+pub use vision::VisionTower;
+pub use vlm::Vlm;
+pub use weights::{Fresh, Layout};

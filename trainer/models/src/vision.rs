@@ -1,0 +1,234 @@
+//! Vision towers: CLIP, Chinese-CLIP and SigLIP, up to the hidden states that become image features.
+//!
+//! The computation follows `CLIPVisionModel`, `ChineseCLIPVisionModel` and `SiglipVisionModel` of `transformers`.
+//! Blocks after the last state asked for, the norm after the blocks and SigLIP's pooling head are held, for a saved
+//! folder must have them, and never computed.
+//!
+//! Shape suffixes: N images, C channels, Y X image rows and columns, P patches, S positions (patches and class token),
+//! D width, K values of a patch (channels * patch height * patch width), F features (D * number of states).
+#![expect(non_snake_case, reason = "shape suffixes")]
+
+use candle_core::Tensor;
+use vela_kernels::{self as kernels, AttentionMask};
+
+use crate::ModelError;
+use crate::config::{Activation, FeatureConfig, VisionConfig, VisionFamily};
+use crate::layers::{LayerNorm, Linear, LinearShape, merge_heads, split_heads};
+use crate::params::{Params, Specs};
+
+/// Where a tower's parameters are in a `LlavaForConditionalGeneration` file.
+pub(crate) const VISION_PREFIX: &str = "vision_tower.vision_model";
+
+/// A vision tower with its weights.
+#[derive(Clone, Debug)]
+pub struct VisionTower {
+    config: VisionConfig,
+    features: FeatureConfig,
+    patch_weight_DK: Tensor,
+    patch_bias_D: Option<Tensor>,
+    class_D: Option<Tensor>,
+    position_SD: Tensor,
+    pre_norm: Option<LayerNorm>,
+    blocks: Vec<Block>,
+}
+
+impl VisionTower {
+    /// Parameters of a tower from which the states of `features` are taken.
+    pub(crate) fn specs(specs: &mut Specs<'_>, prefix: &str, config: &VisionConfig, features: &FeatureConfig) {
+        let (width, patch) = (config.hidden_size, config.patch_size);
+        let patch_shape = [width, config.num_channels, patch, patch];
+        let inputs = config.num_channels * patch * patch;
+        specs.add(format!("{prefix}.embeddings.patch_embedding.weight"), &patch_shape, specs.init.linear(inputs));
+        if config.family == VisionFamily::Siglip {
+            specs.add(format!("{prefix}.embeddings.patch_embedding.bias"), &[width], crate::init::Init::Zeros);
+        }
+        if config.family.has_class_token() {
+            specs.add(format!("{prefix}.embeddings.class_embedding"), &[width], specs.init.embedding());
+            LayerNorm::specs(specs, &format!("{prefix}.pre_layrnorm"), width);
+        }
+        let positions = [config.num_positions(), width];
+        specs.add(format!("{prefix}.embeddings.position_embedding.weight"), &positions, specs.init.embedding());
+        let num_computed = last_state(features);
+        for layer in 0..config.num_layers {
+            let block = format!("{prefix}.encoder.layers.{layer}");
+            if layer < num_computed {
+                Block::specs(specs, &block, config);
+            } else {
+                specs.unused(|specs| Block::specs(specs, &block, config));
+            }
+        }
+        specs.unused(|specs| {
+            LayerNorm::specs(specs, &format!("{prefix}.post_layernorm"), width);
+            if config.pooling_head {
+                pooling_head_specs(specs, &format!("{prefix}.head"), config);
+            }
+        });
+    }
+
+    /// Takes the tower's parameters under `prefix`.
+    pub(crate) fn new(
+        params: &Params,
+        prefix: &str,
+        config: &VisionConfig,
+        features: &FeatureConfig,
+    ) -> Result<Self, ModelError> {
+        let embeddings = format!("{prefix}.embeddings");
+        let has_class = config.family.has_class_token();
+        let class_D = has_class.then(|| params.tensor(&format!("{embeddings}.class_embedding"))).transpose()?;
+        let pre_norm = || LayerNorm::new(params, &format!("{prefix}.pre_layrnorm"), config.layer_norm_eps);
+        let has_bias = config.family == VisionFamily::Siglip;
+        let patch_bias_D =
+            has_bias.then(|| params.tensor(&format!("{embeddings}.patch_embedding.bias"))).transpose()?;
+        let blocks = (0..last_state(features))
+            .map(|layer| Block::new(params, &format!("{prefix}.encoder.layers.{layer}"), config))
+            .collect::<Result<_, _>>()?;
+        Ok(Self {
+            patch_weight_DK: params.tensor(&format!("{embeddings}.patch_embedding.weight"))?.flatten_from(1)?,
+            patch_bias_D,
+            class_D,
+            position_SD: params.tensor(&format!("{embeddings}.position_embedding.weight"))?,
+            pre_norm: has_class.then(pre_norm).transpose()?,
+            blocks,
+            config: config.clone(),
+            features: features.clone(),
+        })
+    }
+
+    /// Image features `[N, image tokens, F]` of normalised pixels `[N, C, Y, X]`.
+    pub fn forward(&self, pixels_NCYX: &Tensor) -> Result<Tensor, ModelError> {
+        let states = self.hidden_states(pixels_NCYX)?;
+        let chosen: Vec<&Tensor> = self.features.states.iter().map(|&state| &states[state]).collect();
+        let features_NSF = if chosen.len() == 1 { chosen[0].clone() } else { Tensor::cat(&chosen, 2)? };
+        if self.class_D.is_none() || self.features.keep_class_token {
+            return Ok(features_NSF);
+        }
+        Ok(features_NSF.narrow(1, 1, self.config.num_patches())?.contiguous()?)
+    }
+
+    /// `hidden_states[0..=k]` of `transformers`, each `[N, S, D]`, up to the last one that features are taken from.
+    pub fn hidden_states(&self, pixels_NCYX: &Tensor) -> Result<Vec<Tensor>, ModelError> {
+        let mut states = vec![self.embed(pixels_NCYX)?];
+        for block in &self.blocks {
+            let state = block.forward(&states[states.len() - 1])?;
+            states.push(state);
+        }
+        Ok(states)
+    }
+
+    fn embed(&self, pixels_NCYX: &Tensor) -> Result<Tensor, ModelError> {
+        let patches_NPK = self.unfold(pixels_NCYX)?;
+        let mut x_NSD = kernels::linear(&patches_NPK, &self.patch_weight_DK, self.patch_bias_D.as_ref())?;
+        if let Some(class_D) = &self.class_D {
+            let num_images = pixels_NCYX.dim(0)?;
+            let class_N1D = class_D.broadcast_as((num_images, 1, self.config.hidden_size))?.contiguous()?;
+            x_NSD = Tensor::cat(&[&class_N1D, &x_NSD], 1)?;
+        }
+        let x_NSD = x_NSD.broadcast_add(&self.position_SD)?;
+        self.pre_norm.as_ref().map_or(Ok(x_NSD.clone()), |norm| norm.forward(&x_NSD))
+    }
+
+    /// Cuts images into patches in reading order, each channel by channel: a convolution with stride = kernel size is
+    /// then one matrix product. Rows and columns beyond the last whole patch are left out, as the convolution does.
+    fn unfold(&self, pixels_NCYX: &Tensor) -> Result<Tensor, ModelError> {
+        let VisionConfig { image_size, patch_size, num_channels, .. } = self.config;
+        let (num_images, channels, rows, columns) = pixels_NCYX.dims4()?;
+        if (channels, rows, columns) != (num_channels, image_size, image_size) {
+            let expected = format!("[N, {num_channels}, {image_size}, {image_size}]");
+            return Err(ModelError::input("pixels", expected, format!("{:?}", pixels_NCYX.dims())));
+        }
+        let grid = image_size / patch_size;
+        let whole = pixels_NCYX.narrow(2, 0, grid * patch_size)?.narrow(3, 0, grid * patch_size)?;
+        let cells = whole.contiguous()?.reshape(&[num_images, channels, grid, patch_size, grid, patch_size][..])?;
+        let patches = cells.permute([0, 2, 4, 1, 3, 5])?.contiguous()?;
+        Ok(patches.reshape((num_images, grid * grid, channels * patch_size * patch_size))?)
+    }
+}
+
+/// The last state that features are taken from is the number of blocks computed.
+fn last_state(features: &FeatureConfig) -> usize {
+    features.states.iter().copied().max().unwrap_or(0)
+}
+
+/// The attention-pooling head of `SiglipVisionModel` (a `torch.nn.MultiheadAttention` with a learned query).
+fn pooling_head_specs(specs: &mut Specs<'_>, prefix: &str, config: &VisionConfig) {
+    let width = config.hidden_size;
+    specs.add(format!("{prefix}.probe"), &[1, 1, width], specs.init.embedding());
+    specs.add(format!("{prefix}.attention.in_proj_weight"), &[3 * width, width], specs.init.linear(width));
+    specs.add(format!("{prefix}.attention.in_proj_bias"), &[3 * width], crate::init::Init::Zeros);
+    let out = LinearShape { inputs: width, outputs: width, bias: true, init: specs.init.linear(width) };
+    Linear::specs(specs, &format!("{prefix}.attention.out_proj"), &out);
+    LayerNorm::specs(specs, &format!("{prefix}.layernorm"), width);
+    feed_forward_specs(specs, &format!("{prefix}.mlp"), config);
+}
+
+fn feed_forward_specs(specs: &mut Specs<'_>, prefix: &str, config: &VisionConfig) {
+    let (width, inner) = (config.hidden_size, config.intermediate_size);
+    let up = LinearShape { inputs: width, outputs: inner, bias: true, init: specs.init.linear(width) };
+    Linear::specs(specs, &format!("{prefix}.fc1"), &up);
+    let init = specs.init.residual(inner, config.num_layers);
+    Linear::specs(specs, &format!("{prefix}.fc2"), &LinearShape { inputs: inner, outputs: width, bias: true, init });
+}
+
+/// Norm, attention, residual, norm, feed-forward, residual.
+#[derive(Clone, Debug)]
+struct Block {
+    num_heads: usize,
+    activation: Activation,
+    norm1: LayerNorm,
+    query: Linear,
+    key: Linear,
+    value: Linear,
+    out: Linear,
+    norm2: LayerNorm,
+    fc1: Linear,
+    fc2: Linear,
+}
+
+impl Block {
+    fn specs(specs: &mut Specs<'_>, prefix: &str, config: &VisionConfig) {
+        let width = config.hidden_size;
+        LayerNorm::specs(specs, &format!("{prefix}.layer_norm1"), width);
+        LayerNorm::specs(specs, &format!("{prefix}.layer_norm2"), width);
+        for (name, init) in [
+            ("q_proj", specs.init.linear(width)),
+            ("k_proj", specs.init.linear(width)),
+            ("v_proj", specs.init.linear(width)),
+            ("out_proj", specs.init.residual(width, config.num_layers)),
+        ] {
+            let shape = LinearShape { inputs: width, outputs: width, bias: true, init };
+            Linear::specs(specs, &format!("{prefix}.self_attn.{name}"), &shape);
+        }
+        feed_forward_specs(specs, &format!("{prefix}.mlp"), config);
+    }
+
+    fn new(params: &Params, prefix: &str, config: &VisionConfig) -> Result<Self, ModelError> {
+        let linear = |name: &str| Linear::new(params, &format!("{prefix}.{name}"), true);
+        let norm = |name: &str| LayerNorm::new(params, &format!("{prefix}.{name}"), config.layer_norm_eps);
+        Ok(Self {
+            num_heads: config.num_heads,
+            activation: config.activation,
+            norm1: norm("layer_norm1")?,
+            query: linear("self_attn.q_proj")?,
+            key: linear("self_attn.k_proj")?,
+            value: linear("self_attn.v_proj")?,
+            out: linear("self_attn.out_proj")?,
+            norm2: norm("layer_norm2")?,
+            fc1: linear("mlp.fc1")?,
+            fc2: linear("mlp.fc2")?,
+        })
+    }
+
+    fn forward(&self, x_NSD: &Tensor) -> Result<Tensor, ModelError> {
+        let attended_NSD = self.attend(&self.norm1.forward(x_NSD)?)?;
+        let x_NSD = (x_NSD + attended_NSD)?;
+        let inner = self.activation.forward(&self.fc1.forward(&self.norm2.forward(&x_NSD)?)?)?;
+        Ok((&x_NSD + self.fc2.forward(&inner)?)?)
+    }
+
+    fn attend(&self, x_NSD: &Tensor) -> Result<Tensor, ModelError> {
+        let head = |linear: &Linear| split_heads(&linear.forward(x_NSD)?, self.num_heads);
+        let (q, k, v) = (head(&self.query)?, head(&self.key)?, head(&self.value)?);
+        let scale = 1.0 / (q.dim(3)? as f32).sqrt();
+        self.out.forward(&merge_heads(&kernels::attention(&q, &k, &v, &AttentionMask::Full, scale)?)?)
+    }
+}

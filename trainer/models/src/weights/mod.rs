@@ -1,0 +1,200 @@
+//! Weights in safetensors files: mapped, matched name by name against what the config asks for, converted to f32; and
+//! written back under the names `transformers` 4 and 5 both open.
+
+mod map;
+mod names;
+mod save;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use candle_core::{DType, Device, Tensor};
+use safetensors::{Dtype, SafeTensors, tensor::TensorView};
+use serde::Deserialize;
+
+use crate::params::{PARAM_DTYPE, Param, ParamSpec, Params};
+use crate::{ModelError, WeightProblem};
+use map::MappedFile;
+use names::HEAD_NAME;
+pub use names::Layout;
+pub(crate) use save::save;
+
+/// The file of an unsharded folder.
+pub(crate) const WEIGHTS_FILE: &str = "model.safetensors";
+const INDEX_FILE: &str = "model.safetensors.index.json";
+const EMBEDDING_NAME: &str = "language_model.model.embed_tokens.weight";
+
+/// Parameters that start fresh although folders with weights are given.
+#[derive(Clone, Copy)]
+pub struct Fresh<'a> {
+    /// Whether the parameter of this name starts fresh; what a folder has under it is passed over.
+    pub names: &'a dyn Fn(&str) -> bool,
+    /// Seed they are drawn from.
+    pub seed: u64,
+}
+
+impl Fresh<'_> {
+    /// Every parameter comes from a folder.
+    pub const NONE: Fresh<'static> = Fresh { names: &|_| false, seed: 0 };
+}
+
+/// A tensor in a file, under its canonical name elsewhere.
+struct Found<'data> {
+    file: &'data Path,
+    name: String,
+    view: TensorView<'data>,
+}
+
+/// Loads every parameter of `specs`.
+///
+/// Errors: [`ModelError::Weights`] lists all missing, unexpected, doubled and misshapen tensors at once.
+pub(crate) fn load(
+    specs: &BTreeMap<String, ParamSpec>,
+    folders: &[(Layout, &Path)],
+    fresh: Fresh<'_>,
+    trainable: &dyn Fn(&str) -> bool,
+    device: &Device,
+) -> Result<Params, ModelError> {
+    let mut files = Vec::new();
+    for (layout, dir) in folders {
+        files.extend(weight_files(dir)?.iter().map(|path| MappedFile::open(path).map(|file| (*layout, file))));
+    }
+    let files = files.into_iter().collect::<Result<Vec<_>, _>>()?;
+    let mut problems = Vec::new();
+    let found = match_names(&files, fresh, &mut problems)?;
+    check_unexpected(specs, &found, &mut problems);
+    let mut entries = BTreeMap::new();
+    for (name, spec) in specs {
+        let trains = spec.used && trainable(name);
+        if (fresh.names)(name) {
+            let values = spec.init.draw(fresh.seed, name, spec.shape.iter().product());
+            let tensor = Tensor::from_vec(values, spec.shape.as_slice(), device)?;
+            entries.insert(name.clone(), Param::new(tensor, trains)?);
+        } else if let Some(tensor) = found.get(name) {
+            match fits(spec, tensor) {
+                Ok(view) => _ = entries.insert(name.clone(), Param::new(to_tensor(view, device)?, trains)?),
+                Err(problem) => problems.push(problem),
+            }
+        } else {
+            let (file, found) = (missing_from(name, folders), "no such tensor".to_owned());
+            problems.push(WeightProblem { file, name: name.clone(), expected: expected(spec), found });
+        }
+    }
+    if problems.is_empty() {
+        return Ok(Params::new(entries));
+    }
+    problems.sort_by(|left, right| left.name.cmp(&right.name));
+    Err(ModelError::Weights { problems })
+}
+
+/// The weight files of a folder: the shards of the index, or the one file.
+fn weight_files(dir: &Path) -> Result<Vec<PathBuf>, ModelError> {
+    #[derive(Deserialize)]
+    struct Index {
+        weight_map: BTreeMap<String, String>,
+    }
+    let index_path = dir.join(INDEX_FILE);
+    if index_path.is_file() {
+        let text = fs::read(&index_path).map_err(|source| ModelError::Read { path: index_path.clone(), source })?;
+        let index: Index =
+            serde_json::from_slice(&text).map_err(|source| ModelError::Json { path: index_path, source })?;
+        let names: BTreeSet<String> = index.weight_map.into_values().collect();
+        return Ok(names.iter().map(|name| dir.join(name)).collect());
+    }
+    let single = dir.join(WEIGHTS_FILE);
+    if single.is_file() { Ok(vec![single]) } else { Err(ModelError::NoWeights { dir: dir.to_owned() }) }
+}
+
+/// Every tensor of the files by canonical name, less those that no model of ours has (buffers, the text half of CLIP).
+fn match_names<'data>(
+    files: &'data [(Layout, MappedFile)],
+    fresh: Fresh<'_>,
+    problems: &mut Vec<WeightProblem>,
+) -> Result<BTreeMap<String, Found<'data>>, ModelError> {
+    let mut found: BTreeMap<String, Found<'data>> = BTreeMap::new();
+    for (layout, file) in files {
+        let tensors: SafeTensors<'data> = file.tensors()?;
+        for (name, view) in tensors.tensors() {
+            let Some(canonical) = layout.canonical(&name).filter(|canonical| !(fresh.names)(canonical)) else {
+                continue;
+            };
+            if let Some(other) = found.get(&canonical) {
+                let expected = format!("once, as `{}` of `{}`", other.name, other.file.display());
+                problems.push(WeightProblem {
+                    file: file.path().to_owned(),
+                    name,
+                    expected,
+                    found: "twice".to_owned(),
+                });
+                continue;
+            }
+            found.insert(canonical, Found { file: file.path(), name, view });
+        }
+    }
+    Ok(found)
+}
+
+/// Notes tensors that the config does not ask for. The head of a tied model may stand in the file if it is the
+/// embedding table.
+fn check_unexpected(
+    specs: &BTreeMap<String, ParamSpec>,
+    found: &BTreeMap<String, Found<'_>>,
+    problems: &mut Vec<WeightProblem>,
+) {
+    for (canonical, tensor) in found.iter().filter(|(canonical, _)| !specs.contains_key(*canonical)) {
+        let table = found.get(EMBEDDING_NAME);
+        let is_head = canonical == HEAD_NAME;
+        if is_head && table.is_some_and(|table| table.view.data() == tensor.view.data()) {
+            continue;
+        }
+        let expected = if is_head { "the embedding table's values (`tie_word_embeddings`)" } else { "no such tensor" };
+        problems.push(WeightProblem {
+            file: tensor.file.to_owned(),
+            name: tensor.name.clone(),
+            expected: expected.to_owned(),
+            found: describe(&tensor.view),
+        });
+    }
+}
+
+/// The tensor of a file, if it has the shape and an element type of the parameter.
+fn fits<'found, 'data>(
+    spec: &ParamSpec,
+    tensor: &'found Found<'data>,
+) -> Result<&'found TensorView<'data>, WeightProblem> {
+    if tensor.view.shape() == spec.shape && dtype(tensor.view.dtype()).is_some() {
+        return Ok(&tensor.view);
+    }
+    let (file, name) = (tensor.file.to_owned(), tensor.name.clone());
+    Err(WeightProblem { file, name, expected: expected(spec), found: describe(&tensor.view) })
+}
+
+fn expected(spec: &ParamSpec) -> String {
+    format!("{:?}, f32, bf16 or f16", spec.shape)
+}
+
+/// The folder that should have had the parameter.
+fn missing_from(name: &str, folders: &[(Layout, &Path)]) -> PathBuf {
+    let holder = folders.iter().find(|(layout, _)| layout.holds(name)).or(folders.first());
+    holder.map_or_else(PathBuf::new, |(_, dir)| dir.to_path_buf())
+}
+
+fn describe(view: &TensorView<'_>) -> String {
+    format!("{:?} {}", view.shape(), format!("{:?}", view.dtype()).to_lowercase())
+}
+
+fn dtype(dtype: Dtype) -> Option<DType> {
+    match dtype {
+        Dtype::F32 => Some(DType::F32),
+        Dtype::BF16 => Some(DType::BF16),
+        Dtype::F16 => Some(DType::F16),
+        _ => None,
+    }
+}
+
+fn to_tensor(view: &TensorView<'_>, device: &Device) -> Result<Tensor, ModelError> {
+    let dtype = dtype(view.dtype()).unwrap_or(PARAM_DTYPE);
+    let tensor = Tensor::from_raw_buffer(view.data(), dtype, view.shape(), device)?;
+    Ok(tensor.to_dtype(PARAM_DTYPE)?)
+}
