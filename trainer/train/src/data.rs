@@ -1,0 +1,97 @@
+//! Where batches come from, and whether they belong to the model.
+
+use std::sync::Arc;
+
+use vela_client::RemoteSource;
+use vela_dataset::{Dataset, LocalSource, Partition};
+use vela_models::VlmConfig;
+use vela_types::{Batch, BatchSource, BatchSpec, Position, ProcessorSummary};
+
+use crate::error::TrainError;
+use crate::recipe::DataPlace;
+
+const VALIDATION_PREFETCH_BYTES: usize = 16 << 20;
+
+/// Opens the stream the recipe names: shards in this process, or a loader. Both give equal batches.
+pub(crate) fn open_source(
+    place: &DataPlace,
+    spec: BatchSpec,
+    prefetch_bytes: usize,
+) -> Result<Box<dyn BatchSource>, TrainError> {
+    match place {
+        DataPlace::Shards(shards) => {
+            let fault = |source| TrainError::Shards { place: shards.clone(), source };
+            let dataset = Arc::new(Dataset::open(shards).map_err(fault)?);
+            let whole = Partition { rank: 0, world: 1 };
+            Ok(Box::new(LocalSource::new(dataset, spec, whole, prefetch_bytes).map_err(fault)?))
+        }
+        DataPlace::Loader(address) => {
+            let fault = |source| TrainError::Loader { address: address.clone(), source };
+            Ok(Box::new(RemoteSource::connect(address, spec, 0, 1, prefetch_bytes).map_err(fault)?))
+        }
+    }
+}
+
+/// Refuses data made by another processor than the one that goes into the checkpoint.
+pub(crate) fn check_processor(processor: &ProcessorSummary, data: &ProcessorSummary) -> Result<(), TrainError> {
+    let remedy = "set `model.processor` to the folder the shards were built with, or build them again";
+    let mismatch = |what, model: String, data: String| Err(TrainError::Mismatch { what, model, data, remedy });
+    match () {
+        () if processor.image_mode != data.image_mode => {
+            mismatch("image mode of the processor", processor.image_mode.clone(), data.image_mode.clone())
+        }
+        () if processor.fingerprint != data.fingerprint => {
+            mismatch("processor", processor.fingerprint.short(), data.fingerprint.short())
+        }
+        () => Ok(()),
+    }
+}
+
+/// Refuses a model that cannot read what the processor writes: vocabulary, image and padding token, image extent, and
+/// rows too short for one image.
+pub(crate) fn check_model(config: &VlmConfig, data: &ProcessorSummary, max_length: u32) -> Result<(), TrainError> {
+    let remedy = "choose a model and a processor that belong together";
+    let mismatch = |what, model: String, data: String| Err(TrainError::Mismatch { what, model, data, remedy });
+    let (rows, ids) = (config.language.vocab_size, data.vocab_size);
+    let pad = config.language.token_ids.get("pad_token_id").and_then(serde_json::Value::as_u64);
+    let image = [data.image_shape.channels, data.image_shape.height, data.image_shape.width].map(|side| side as usize);
+    let extent = [config.vision.num_channels, config.vision.image_size, config.vision.image_size];
+    match () {
+        () if rows < ids as usize => mismatch("vocabulary", format!("{rows} rows"), format!("{ids} ids")),
+        () if config.image_token_id != data.image_token_id => {
+            mismatch("image token", format!("id {}", config.image_token_id), format!("id {}", data.image_token_id))
+        }
+        () if pad.is_some_and(|pad| pad != u64::from(data.pad_token_id)) => {
+            let pad = pad.map_or_else(String::new, |pad| format!("id {pad}"));
+            mismatch("padding token", pad, format!("id {}", data.pad_token_id))
+        }
+        () if image != extent => {
+            mismatch("image extent (channels, height, width)", format!("{extent:?}"), format!("{image:?}"))
+        }
+        () if config.image_tokens() >= max_length as usize => Err(TrainError::Recipe {
+            key: "batch.max_length".to_owned(),
+            expected: format!("more than the {} tokens of an image", config.image_tokens()),
+            found: max_length.to_string(),
+        }),
+        () => Ok(()),
+    }
+}
+
+/// The dataset whose loss is measured at checkpoints, as one pass in manifest order.
+pub(crate) fn open_validation(shards: &str, spec: &BatchSpec) -> Result<Box<dyn BatchSource>, TrainError> {
+    let spec = BatchSpec { shuffle: false, global_batch: spec.micro_batch, ..spec.clone() };
+    open_source(&DataPlace::Shards(shards.to_owned()), spec, VALIDATION_PREFETCH_BYTES)
+}
+
+/// The next micro-batch, which must be the one at `position`: a stream that skips or repeats is an error.
+pub(crate) fn next_batch(source: &mut dyn BatchSource, position: Position) -> Result<Batch, TrainError> {
+    let batch = source.next_batch().map_err(|source| TrainError::Batches { position, source })?;
+    match batch.position == position {
+        true => Ok(batch),
+        false => Err(TrainError::Batch {
+            position,
+            expected: "the next micro-batch".to_owned(),
+            found: format!("{:?}", batch.position),
+        }),
+    }
+}

@@ -1,0 +1,180 @@
+//! Everything that can stop a run.
+
+use std::path::{Path, PathBuf};
+
+use vela_types::{Position, SourceError};
+
+/// Why a recipe, a run or an answer failed. Every message names the key, file, parameter or sample it is about.
+#[derive(Debug, thiserror::Error)]
+pub enum TrainError {
+    /// The recipe or preset file cannot be read or parsed.
+    #[error("recipe cannot be used")]
+    Config(#[from] vela_runtime::ConfigError),
+    /// A recipe key has a value that cannot be.
+    #[error("recipe key `{key}`: expected {expected}, found `{found}`")]
+    Recipe {
+        /// The key with its tables.
+        key: String,
+        /// What would be right.
+        expected: String,
+        /// What is there.
+        found: String,
+    },
+    /// A file or folder cannot be read or written.
+    #[error("cannot {action} `{}`", path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The shard set cannot be opened or read.
+    #[error("shards `{place}` cannot be used")]
+    Shards {
+        /// The shard set.
+        place: String,
+        /// The dataset's account.
+        source: vela_dataset::DatasetError,
+    },
+    /// The loader cannot be reached or refuses.
+    #[error("loader `{address}` cannot be used; start it with `loader serve`, or set `data.shards`")]
+    Loader {
+        /// Its address.
+        address: String,
+        /// The client's account.
+        source: vela_client::ClientError,
+    },
+    /// The stream of batches broke.
+    #[error("no batch for epoch {}, step {}, micro-batch {}", position.epoch, position.step, position.micro)]
+    Batches {
+        /// Where in the stream, zero-based.
+        position: Position,
+        /// The source's account.
+        source: SourceError,
+    },
+    /// The data cannot be continued from a checkpoint's cursor.
+    #[error("the data cannot be continued from where the checkpoint stopped")]
+    Seek(#[source] SourceError),
+    /// The processor cannot be loaded.
+    #[error("processor `{}` cannot be used", path.display())]
+    Processor {
+        /// Its folder.
+        path: PathBuf,
+        /// Its account.
+        source: vela_processor::ProcessorError,
+    },
+    /// The question or its image cannot be processed.
+    #[error("the question cannot be processed")]
+    Question(#[source] vela_processor::ProcessorError),
+    /// The model cannot be loaded.
+    #[error("model `{}` cannot be used", path.display())]
+    ModelFolder {
+        /// Its folder or preset.
+        path: PathBuf,
+        /// Its account.
+        source: vela_models::ModelError,
+    },
+    /// A part of a checkpoint cannot be written.
+    #[error("checkpoint `{}` cannot be written", path.display())]
+    Save {
+        /// Its folder.
+        path: PathBuf,
+        /// The account of the part's owner.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// A forward pass failed.
+    #[error("the model's forward pass failed")]
+    Forward(#[from] vela_models::ModelError),
+    /// A gradient or update could not be computed.
+    #[error("the optimizer's arithmetic failed")]
+    Kernel(#[from] vela_kernels::KernelError),
+    /// A tensor operation failed.
+    #[error("tensor operation failed")]
+    Tensor(#[from] candle_core::Error),
+    /// Model, processor and data do not belong together.
+    #[error("{what}: the model has {model}, the data has {data}; {remedy}")]
+    Mismatch {
+        /// What differs.
+        what: &'static str,
+        /// The model's side.
+        model: String,
+        /// The data's side.
+        data: String,
+        /// What to do.
+        remedy: &'static str,
+    },
+    /// The first step's gradients are not those the recipe asks for.
+    #[error("gradients of the first step are wrong: {}", faults.join("; "))]
+    Gradients {
+        /// One entry per kind of fault, with the parameters' names.
+        faults: Vec<String>,
+    },
+    /// A loss or gradient is NaN or infinite.
+    #[error("step {step}: {what} is {value}; the step's samples are {}; lower the learning rate or look at them with \
+             `pipeline preview`", samples.join(", "))]
+    NonFinite {
+        /// One-based optimizer step.
+        step: u64,
+        /// `the loss` or `the gradient norm`.
+        what: &'static str,
+        /// What it is.
+        value: f64,
+        /// Ids of the samples of the step.
+        samples: Vec<String>,
+    },
+    /// A stream gave another batch than the one that comes next, or a misshapen one.
+    #[error("batch at epoch {}, step {}, micro-batch {}: expected {expected}, found {found}",
+            position.epoch, position.step, position.micro)]
+    Batch {
+        /// Where in the stream, zero-based.
+        position: Position,
+        /// What should be there.
+        expected: String,
+        /// What is there.
+        found: String,
+    },
+    /// A checkpoint cannot be read.
+    #[error("checkpoint `{}`: {what}: expected {expected}, found {found}", path.display())]
+    Checkpoint {
+        /// Its folder.
+        path: PathBuf,
+        /// The part that is wrong.
+        what: String,
+        /// What this run has.
+        expected: String,
+        /// What the checkpoint has.
+        found: String,
+    },
+    /// A fresh run would overwrite another.
+    #[error("run folder `{}` already holds a run; pass `--resume auto` to continue it or set another `run.output`",
+            path.display())]
+    RunFolderTaken {
+        /// The folder.
+        path: PathBuf,
+    },
+}
+
+impl TrainError {
+    /// For `map_err`: the action failed on `path`.
+    pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Self {
+        move |source| Self::Io { action, path: path.to_owned(), source }
+    }
+
+    /// Whether the person has to change the recipe or the flags (exit code 2).
+    pub fn is_usage(&self) -> bool {
+        matches!(
+            self,
+            Self::Config(_)
+                | Self::Recipe { .. }
+                | Self::Shards { .. }
+                | Self::Processor { .. }
+                | Self::Question(_)
+                | Self::ModelFolder { .. }
+                | Self::Mismatch { .. }
+                | Self::Checkpoint { .. }
+                | Self::RunFolderTaken { .. }
+        )
+    }
+}

@@ -1,0 +1,191 @@
+//! The recipe as its file has it. Every field may be wrong here; [`Recipe::check`](super::Recipe::check) decides.
+
+use serde::{Deserialize, Serialize};
+use vela_runtime::ByteSize;
+
+/// The whole file. Unknown keys are refused; paths are relative to where the process runs.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawRecipe {
+    /// `freeze_vision_and_llm`, `freeze_vision` or `full`.
+    pub train_type: String,
+    /// Where and how long.
+    pub run: RawRun,
+    /// What is learnt from.
+    pub data: RawData,
+    /// Where the weights start.
+    pub model: RawModel,
+    /// Samples per step.
+    pub batch: RawBatch,
+    /// Peak learning rates.
+    pub groups: RawGroups,
+    /// AdamW and clipping.
+    #[serde(default)]
+    pub optimizer: RawOptimizer,
+    /// Learning rate over the steps.
+    #[serde(default)]
+    pub schedule: RawSchedule,
+    /// How often metrics are written.
+    #[serde(default)]
+    pub logging: RawLogging,
+    /// How often the state is saved.
+    #[serde(default)]
+    pub checkpoint: RawCheckpoint,
+}
+
+/// `[run]`
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawRun {
+    /// The run folder.
+    pub output: String,
+    /// Seed of the epoch orders and of fresh weights.
+    #[serde(default)]
+    pub seed: u64,
+    /// Passes over the data; exactly one of `epochs` and `max_steps`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub epochs: Option<u64>,
+    /// Optimizer steps.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_steps: Option<u64>,
+}
+
+/// `[data]`
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawData {
+    /// A shard set, read in this process; exactly one of `shards` and `loader`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shards: Option<String>,
+    /// A loader's address, `http://host:port`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub loader: Option<String>,
+    /// Batches held ready, in bytes; 64MiB if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prefetch: Option<ByteSize>,
+    /// False reads the data in the manifest's order; true if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shuffle: Option<bool>,
+    /// A shard set whose loss is measured at each checkpoint.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub validation: Option<String>,
+}
+
+/// `[model]`
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawModel {
+    /// A Hugging Face model folder; exactly one of `path` and `init`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
+    /// A model preset (TOML) whose weights are drawn from `run.seed`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub init: Option<String>,
+    /// Draws the projector of `path` anew: stage 1.
+    #[serde(default)]
+    pub fresh_projector: bool,
+    /// The processor's folder; the model's folder if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub processor: Option<String>,
+}
+
+/// `[batch]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawBatch {
+    /// Samples of one optimizer step.
+    pub global: u32,
+    /// Samples of one forward pass; `global` if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub micro: Option<u32>,
+    /// Longest row in tokens, image tokens expanded.
+    pub max_length: u32,
+}
+
+/// `[groups]`
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawGroups {
+    /// `[groups.projector]`
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub projector: Option<RawGroup>,
+    /// `[groups.language_model]`
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub language_model: Option<RawGroup>,
+    /// `[groups.vision_tower]`
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vision_tower: Option<RawGroup>,
+}
+
+/// One parameter group.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawGroup {
+    /// Peak learning rate; 0 freezes the group.
+    pub lr: f64,
+}
+
+/// `[optimizer]`
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawOptimizer {
+    /// Decay of the two moments.
+    pub betas: [f64; 2],
+    /// Added to the root of the second moment.
+    pub eps: f64,
+    /// Decoupled weight decay of tensors with two or more axes; norms and biases have one and are not decayed.
+    pub weight_decay: f64,
+    /// Largest global gradient norm; 0 turns clipping off.
+    pub clip_norm: f64,
+}
+
+impl Default for RawOptimizer {
+    fn default() -> Self {
+        Self { betas: [0.9, 0.999], eps: 1e-8, weight_decay: 0.0, clip_norm: 1.0 }
+    }
+}
+
+/// `[schedule]`
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawSchedule {
+    /// Steps of linear warmup from 0; at most one of `warmup_steps` and `warmup_ratio`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub warmup_steps: Option<u64>,
+    /// Warmup as a share of all steps, rounded up.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub warmup_ratio: Option<f64>,
+    /// Learning rate of the last step, as a share of the peak.
+    #[serde(default)]
+    pub floor: f64,
+}
+
+/// `[logging]`
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawLogging {
+    /// Steps between lines of `metrics.jsonl`.
+    pub every: u64,
+}
+
+impl Default for RawLogging {
+    fn default() -> Self {
+        Self { every: 1 }
+    }
+}
+
+/// `[checkpoint]`
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawCheckpoint {
+    /// Steps between checkpoints; the end of the run always has one.
+    pub every: u64,
+    /// Newest checkpoints kept, besides the best.
+    pub keep: usize,
+}
+
+impl Default for RawCheckpoint {
+    fn default() -> Self {
+        Self { every: 500, keep: 2 }
+    }
+}

@@ -1,0 +1,100 @@
+use super::*;
+
+const STAGE_ONE: &str = r#"
+train_type = "freeze_vision_and_llm"
+[run]
+output = "runs/one"
+max_steps = 20
+[data]
+shards = "shards"
+[model]
+path = "base"
+fresh_projector = true
+[batch]
+global = 8
+max_length = 64
+[groups.projector]
+lr = 1e-3
+"#;
+
+fn check(sets: &[&str]) -> Result<Recipe, TrainError> {
+    let sets: Vec<String> = sets.iter().map(|set| (*set).to_owned()).collect();
+    Recipe::check(vela_runtime::parse_config(STAGE_ONE, "recipe.toml", &sets)?)
+}
+
+#[test]
+fn defaults_are_those_of_the_documentation() {
+    let recipe = check(&[]).expect("a right recipe");
+    assert_eq!((recipe.micro, recipe.prefetch_bytes, recipe.shuffle), (8, 64 << 20, true));
+    assert_eq!(recipe.processor, Path::new("base"));
+    assert_eq!(
+        recipe.raw.optimizer,
+        RawOptimizer { betas: [0.9, 0.999], eps: 1e-8, weight_decay: 0.0, clip_norm: 1.0 }
+    );
+    assert_eq!((recipe.raw.logging.every, recipe.raw.checkpoint.every, recipe.raw.checkpoint.keep), (1, 500, 2));
+    assert_eq!(recipe.total_steps(7), 20);
+    assert_eq!(check(&["run.max_steps=3"]).expect("overridden").total_steps(7), 3);
+}
+
+#[test]
+fn only_the_components_of_the_train_type_are_trained() {
+    let recipe = check(&[]).expect("a right recipe");
+    assert!(recipe.learning_rates.trains("multi_modal_projector.linear_1.weight"));
+    assert!(!recipe.learning_rates.trains("language_model.model.norm.weight"));
+    let two = ["train_type=freeze_vision", "groups.language_model.lr=2e-5"];
+    let recipe = check(&two).expect("stage 2");
+    assert!(recipe.learning_rates.trains("language_model.model.norm.weight"));
+    assert!(!recipe.learning_rates.trains("vision_tower.vision_model.embeddings.class_embedding"));
+    let frozen = check(&["train_type=freeze_vision", "groups.language_model.lr=0"]).expect("lr 0 freezes");
+    assert!(!frozen.learning_rates.trains("language_model.lm_head.weight"));
+}
+
+#[test]
+fn the_resolved_recipe_gives_an_equal_recipe() {
+    let recipe = check(&["data.prefetch=1MiB", "schedule.warmup_ratio=0.03", "optimizer.weight_decay=0.1"]);
+    let resolved = recipe.expect("a right recipe").resolved();
+    let text = toml::to_string(&resolved).expect("a TOML form");
+    let again = Recipe::check(toml::from_str(&text).expect("our own text")).expect("still right");
+    assert_eq!(again.resolved(), resolved);
+}
+
+#[test]
+fn each_wrong_recipe_is_refused_by_its_key() {
+    let cases: [(&[&str], &str); 24] = [
+        (&["train_type=lora"], "`lora` arrives later"),
+        (&["train_type=half"], "`freeze_vision_and_llm`, `freeze_vision`, `full`, found `half`"),
+        (&["run.epochs=1"], "run.epochs, run.max_steps"),
+        (&["run.max_steps=0"], "run.epochs, run.max_steps"),
+        (&["run.output="], "run.output"),
+        (&["data.loader=http://localhost:1"], "data.shards, data.loader"),
+        (&["data.prefetch=0B"], "data.prefetch"),
+        (&["model.init=tiny.toml"], "model.path, model.init"),
+        (&["batch.global=0"], "batch.global"),
+        (&["batch.micro=9"], "batch.micro"),
+        (&["batch.max_length=1"], "batch.max_length"),
+        (&["groups.projector.lr=-1.0"], "groups.projector.lr"),
+        (&["groups.projector.lr=nan"], "groups.projector.lr"),
+        (&["groups.projector.lr=0.0"], "`groups`"),
+        (&["groups.language_model.lr=1e-5"], "groups.language_model.lr"),
+        (&["train_type=freeze_vision"], "groups.language_model.lr"),
+        (&["optimizer.betas=[0.9, 1.0]"], "optimizer.betas"),
+        (&["optimizer.eps=0.0"], "optimizer.eps"),
+        (&["optimizer.clip_norm=-1.0"], "optimizer.clip_norm"),
+        (&["schedule.warmup_ratio=1.0"], "schedule.warmup_ratio"),
+        (&["schedule.floor=1.5"], "schedule.floor"),
+        (&["schedule.warmup_steps=1", "schedule.warmup_ratio=0.1"], "at most one of them"),
+        (&["logging.every=0"], "logging.every"),
+        (&["checkpoint.keep=0"], "checkpoint.keep"),
+    ];
+    for (sets, part) in cases {
+        let told = check(sets).expect_err(part).to_string();
+        assert!(told.contains(part), "{sets:?}: {told}");
+    }
+}
+
+#[test]
+fn an_unknown_key_is_refused_with_the_nearest_name() {
+    let fault = check(&["optimizer.weight_decai=0.1"]).expect_err("no such key");
+    let source = std::error::Error::source(&fault).expect("the config's account").to_string();
+    assert!(source.contains("optimizer.weight_decai") && source.contains("`weight_decay`"), "{source}");
+}

@@ -1,0 +1,121 @@
+//! One optimizer step: forward and backward over its micro-batches, the guards, the update.
+
+use std::time::{Duration, Instant};
+
+use candle_core::backprop::GradStore;
+use vela_models::Vlm;
+use vela_types::{Batch, BatchSource, IGNORE_LABEL, Position};
+
+use crate::data::next_batch;
+use crate::device_batch::{PixelTable, to_model_batch};
+use crate::error::TrainError;
+use crate::gradient_check::GradientCheck;
+use crate::optimizer::{Gradients, Optimizer};
+use crate::schedule::Schedule;
+
+/// What one step did.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct StepReport {
+    /// Mean loss per label token of the global batch.
+    pub(crate) loss: f64,
+    pub(crate) grad_norm: f64,
+    /// The schedule's factor on every learning rate.
+    pub(crate) factor: f64,
+    pub(crate) num_samples: u64,
+    pub(crate) num_tokens: u64,
+    pub(crate) num_label_tokens: u64,
+    pub(crate) num_images: u64,
+    pub(crate) data_wait: Duration,
+    sample_ids: Vec<String>,
+}
+
+/// What a step needs and changes.
+pub(crate) struct Stepper {
+    pub(crate) model: Vlm,
+    pub(crate) optimizer: Optimizer,
+    pub(crate) schedule: Schedule,
+    pub(crate) source: Box<dyn BatchSource>,
+    pub(crate) pixels: PixelTable,
+    pub(crate) gradient_check: GradientCheck,
+}
+
+impl Stepper {
+    /// Runs zero-based optimizer step `step`, whose batches begin at `position`, and updates the weights.
+    pub(crate) fn train_step(&mut self, step: u64, position: Position) -> Result<StepReport, TrainError> {
+        let (gradients, mut report) = self.forward_backward(position)?;
+        report.refuse_non_finite(step, "the loss", report.loss)?;
+        self.gradient_check.check_step(&self.model, &gradients, report.num_images > 0)?;
+        report.grad_norm = gradients.norm()?;
+        report.refuse_non_finite(step, "the gradient norm", report.grad_norm)?;
+        report.factor = self.schedule.factor(step);
+        self.optimizer.step(&gradients, step + 1, report.factor, report.grad_norm)?;
+        Ok(report)
+    }
+
+    /// Sums loss and gradients over the micro-batches of a step, each divided by the step's global label count.
+    fn forward_backward(&mut self, mut position: Position) -> Result<(Gradients, StepReport), TrainError> {
+        let (mut gradients, mut report) = (Gradients::default(), StepReport::default());
+        loop {
+            let asked = Instant::now();
+            let batch = next_batch(self.source.as_mut(), position)?;
+            report.data_wait += asked.elapsed();
+            report.count(&batch)?;
+            // A micro-batch of masked slots alone has nothing to learn from.
+            if has_labels(&batch) {
+                report.loss += self.backward(&batch, &mut gradients)?;
+            }
+            position.micro += 1;
+            if position.micro >= batch.num_micro {
+                return Ok((gradients, report));
+            }
+        }
+    }
+
+    /// One micro-batch: its share of the step's loss; its gradients are added to `gradients`.
+    fn backward(&mut self, batch: &Batch, gradients: &mut Gradients) -> Result<f64, TrainError> {
+        let image_tokens = self.model.image_tokens() as u32;
+        let inputs = to_model_batch(batch, image_tokens, &self.pixels, self.model.device())?;
+        let share = 1.0 / batch.step_label_tokens as f64;
+        let loss = self.model.loss(&inputs)?.affine(share, 0.0)?;
+        let mut store: GradStore = loss.backward()?;
+        self.gradient_check.check_frozen(&self.model, &store)?;
+        for (name, var) in self.model.params().trainable() {
+            if let Some(gradient) = store.remove(var.as_tensor()) {
+                gradients.add(name, gradient)?;
+            }
+        }
+        Ok(f64::from(loss.to_scalar::<f32>()?))
+    }
+}
+
+/// Whether any label of the batch is predicted.
+pub(crate) fn has_labels(batch: &Batch) -> bool {
+    batch.labels.data().chunks_exact(4).any(|word| word != IGNORE_LABEL.to_le_bytes())
+}
+
+impl StepReport {
+    fn count(&mut self, batch: &Batch) -> Result<(), TrainError> {
+        if batch.step_label_tokens == 0 {
+            return Err(TrainError::Batch {
+                position: batch.position,
+                expected: "a step with at least one label token".to_owned(),
+                found: "none".to_owned(),
+            });
+        }
+        let real = batch.document_ids.data().chunks_exact(4).filter(|word| *word != [0; 4]).count();
+        let valid = batch.samples.iter().filter(|slot| slot.valid);
+        self.sample_ids.extend(valid.map(|slot| slot.id.clone()));
+        self.num_samples = self.sample_ids.len() as u64;
+        self.num_tokens += real as u64;
+        self.num_label_tokens = batch.step_label_tokens;
+        self.num_images += batch.image_spans.len() as u64;
+        Ok(())
+    }
+
+    fn refuse_non_finite(&self, step: u64, what: &'static str, value: f64) -> Result<(), TrainError> {
+        match value.is_finite() {
+            true => Ok(()),
+            false => Err(TrainError::NonFinite { step: step + 1, what, value, samples: self.sample_ids.clone() }),
+        }
+    }
+}

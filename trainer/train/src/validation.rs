@@ -1,0 +1,29 @@
+//! Loss over held-out data.
+
+use vela_models::Vlm;
+use vela_types::{BatchSource, BatchSpec, Position};
+
+use crate::data::next_batch;
+use crate::device_batch::{PixelTable, to_model_batch};
+use crate::error::TrainError;
+use crate::step::has_labels;
+
+/// Mean loss per label token over one pass of `source`, in nats.
+pub(crate) fn validation_loss(
+    model: &Vlm,
+    source: &mut dyn BatchSource,
+    spec: &BatchSpec,
+    pixels: &PixelTable,
+) -> Result<f64, TrainError> {
+    let (mut sum, mut num_labels) = (0.0, 0);
+    let steps = source.info().num_samples.div_ceil(u64::from(spec.micro_batch));
+    for step in 0..steps {
+        let batch = next_batch(source, Position { epoch: 0, step, micro: 0 })?;
+        if has_labels(&batch) {
+            let inputs = to_model_batch(&batch, spec.image_tokens, pixels, model.device())?;
+            sum += f64::from(model.loss(&inputs)?.to_scalar::<f32>()?);
+        }
+        num_labels += batch.step_label_tokens;
+    }
+    Ok(sum / num_labels.max(1) as f64)
+}

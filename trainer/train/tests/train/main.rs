@@ -1,0 +1,9 @@
+//! The trainer from outside: runs equal to PyTorch's, kills and resumes, commands and their messages, answers.
+
+mod chat;
+mod commands;
+mod fixture;
+mod golden;
+mod loader;
+mod recipes;
+mod resume;

@@ -1,0 +1,120 @@
+//! Killed at any step, a run goes on as if nothing had happened.
+
+use std::fs;
+use std::path::Path;
+use std::process::Child;
+use std::time::{Duration, Instant};
+
+use vela_train::{Resume, TrainError};
+use vela_types::SeedStream;
+
+use crate::fixture::{Stage, loss_bits};
+
+const STEPS: u64 = 40;
+
+fn sets(stage: &Stage, run: &str) -> Vec<String> {
+    vec![
+        format!("run.output={}", stage.path(run).display()),
+        format!("run.max_steps={STEPS}"),
+        "data.shuffle=true".into(),
+        "checkpoint.every=3".into(),
+    ]
+}
+
+fn num_lines(metrics: &Path) -> u64 {
+    fs::read_to_string(metrics).map_or(0, |text| text.lines().count() as u64)
+}
+
+/// Waits until the metrics have that many lines; false if the process ended first.
+fn wait_for_lines(child: &mut Child, metrics: &Path, lines: u64) -> bool {
+    let deadline = Instant::now() + Duration::from_secs(120);
+    while num_lines(metrics) < lines {
+        assert!(Instant::now() < deadline, "no progress");
+        if child.try_wait().expect("a child").is_some() {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    true
+}
+
+#[test]
+fn kills_at_random_steps_change_no_bit() {
+    assert_kills_change_no_bit(&Stage::new("full"));
+}
+
+/// Runs the stage once undisturbed and once killed at four random steps; losses, weights and moments must be equal.
+pub(crate) fn assert_kills_change_no_bit(stage: &Stage) {
+    let whole = stage.command(&sets(stage, "whole"), &[]).output().expect("run");
+    assert!(whole.status.success(), "{}", String::from_utf8_lossy(&whole.stderr));
+    let metrics = stage.path("killed").join("metrics.jsonl");
+    let mut draws = SeedStream::named(11, "test", "kills");
+    let mut kills = 0;
+    for start in [0, 9, 18, 27] {
+        let mut child = stage.command(&sets(stage, "killed"), &["--resume", "auto"]).spawn().expect("spawned");
+        if wait_for_lines(&mut child, &metrics, start + 1 + draws.below(8)) {
+            std::thread::sleep(Duration::from_micros(draws.below(20_000)));
+            child.kill().expect("killed");
+            kills += 1;
+        }
+        child.wait().expect("ended");
+    }
+    assert!(kills >= 2, "the run was over before it could be killed");
+    let last = stage.command(&sets(stage, "killed"), &["--resume", "auto"]).output().expect("run");
+    assert!(last.status.success(), "{}", String::from_utf8_lossy(&last.stderr));
+    assert_eq!(loss_bits(&stage.metrics("killed")), loss_bits(&stage.metrics("whole")));
+    for file in ["model.safetensors", "optimizer.safetensors"] {
+        let bytes = |run: &str| fs::read(stage.path(run).join(format!("checkpoints/step-{STEPS}")).join(file));
+        assert_eq!(bytes("killed").expect("there"), bytes("whole").expect("there"), "{file}");
+    }
+}
+
+#[test]
+fn a_termination_leaves_a_checkpoint_and_says_how_to_go_on() {
+    let stage = Stage::new("freeze_vision");
+    let mut long = sets(&stage, "run");
+    long[1] = "run.max_steps=100000".into();
+    let mut child = stage.command(&long, &["--json"]).spawn().expect("spawned");
+    assert!(wait_for_lines(&mut child, &stage.path("run").join("metrics.jsonl"), 4));
+    let signal = format!("kill -TERM {}", child.id());
+    assert!(std::process::Command::new("sh").args(["-c", &signal]).status().expect("sh").success());
+    let output = child.wait_with_output().expect("ended");
+    assert_eq!(output.status.code(), Some(1), "{}", String::from_utf8_lossy(&output.stderr));
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(told.contains("--resume auto"), "{told}");
+    let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
+    let json: serde_json::Value = serde_json::from_str(stdout.lines().last().expect("a line")).expect("JSON");
+    assert_eq!(json["interrupted"], true);
+    let checkpoint = json["checkpoint"].as_str().expect("a path").to_owned();
+    assert!(checkpoint.ends_with(&format!("step-{}", json["steps"])) && Path::new(&checkpoint).is_dir(), "{json}");
+}
+
+#[test]
+fn the_folder_of_another_run_is_not_overwritten() {
+    let stage = Stage::new("freeze_vision_and_llm");
+    stage.train(&["run.max_steps=4"], &Resume::Fresh).expect("a run");
+    let fault = stage.train(&["run.max_steps=4"], &Resume::Fresh).expect_err("taken");
+    assert!(matches!(fault, TrainError::RunFolderTaken { .. }), "{fault}");
+    assert!(fault.to_string().contains("--resume auto"), "{fault}");
+}
+
+#[test]
+fn a_finished_run_can_be_made_longer_and_another_recipe_is_refused() {
+    let stage = Stage::new("freeze_vision_and_llm");
+    stage.train(&["run.max_steps=5"], &Resume::Fresh).expect("a run");
+    let told = stage.train(&["optimizer.weight_decay=0.2"], &Resume::Auto).expect_err("another decay").to_string();
+    assert!(told.contains("`optimizer.weight_decay`") && told.contains("0.2") && told.contains("0.1"), "{told}");
+    let longer = stage.train(&["run.max_steps=8"], &Resume::Auto).expect("longer");
+    assert_eq!((longer.steps, stage.metrics("run").len()), (8, 8));
+}
+
+#[test]
+fn a_checkpoint_with_damaged_moments_is_refused_by_name() {
+    let stage = Stage::new("freeze_vision_and_llm");
+    let report = stage.train(&["run.max_steps=5"], &Resume::Fresh).expect("a run");
+    let path = report.checkpoint.expect("one").join("optimizer.safetensors");
+    let bytes = fs::read(&path).expect("there");
+    fs::write(&path, &bytes[..bytes.len() / 2]).expect("cut");
+    let told = stage.train(&["run.max_steps=8"], &Resume::Auto).expect_err("cut").to_string();
+    assert!(told.contains("optimizer.safetensors") && told.contains("step-5"), "{told}");
+}
