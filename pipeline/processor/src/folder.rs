@@ -97,7 +97,8 @@ impl Folder {
     fn check(&mut self, dir: &Path) -> Result<(), ProcessorError> {
         let has = |name: &str| self.files.contains_key(name);
         let missing = |expected| Err(ProcessorError::MissingFile { dir: dir.to_path_buf(), expected });
-        if !has(TOKENIZER_FILE) && !(has(VOCAB_FILE) && has(MERGES_FILE)) {
+        let tokenizes = has(TOKENIZER_FILE) || (has(VOCAB_FILE) && has(MERGES_FILE));
+        if !tokenizes {
             return missing("`tokenizer.json`, or `vocab.json` with `merges.txt`");
         }
         if !has(TOKENIZER_CONFIG_FILE) {

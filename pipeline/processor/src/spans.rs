@@ -34,17 +34,31 @@ pub(crate) fn render(
         });
         located = marks.locate(&template.render(&trimmed, generation_prompt)?);
     }
-    let answers = turns.iter().filter(|turn| turn.role == Role::Assistant).count();
     if located.text != text {
         let detail = "an answer does not stand in the rendering as it was given".to_owned();
         return Err(ProcessorError::AlteredAnswer { detail });
     }
-    if located.spans.len() != answers {
-        let detail = format!("expected {answers} answers in the rendering, found {}", located.spans.len());
-        return Err(ProcessorError::AlteredAnswer { detail });
-    }
+    check_answers(turns, &located)?;
     let spans = located.spans.into_iter().map(|span| include_end_of_turn(tokenizer, &text, span));
     Ok(Rendered { assistant_spans: spans.collect::<Result<_, _>>()?, text })
+}
+
+/// Every answer must stand there once, in order, word for word.
+fn check_answers(turns: &[Turn], located: &Located) -> Result<(), ProcessorError> {
+    let answers: Vec<&str> =
+        turns.iter().filter(|turn| turn.role == Role::Assistant).map(|turn| turn.text.as_str()).collect();
+    if located.spans.len() != answers.len() {
+        let detail = format!("expected {} answers in the rendering, found {}", answers.len(), located.spans.len());
+        return Err(ProcessorError::AlteredAnswer { detail });
+    }
+    for (answer, span) in answers.into_iter().zip(&located.spans) {
+        let found = &located.text[span.clone()];
+        if found != answer && found != answer.trim() {
+            let detail = format!("expected `{answer}`, found `{found}`");
+            return Err(ProcessorError::AlteredAnswer { detail });
+        }
+    }
+    Ok(())
 }
 
 /// The id of the token that ends the first assistant turn of `rendered`.

@@ -1,6 +1,8 @@
 //! Equality with the references: Pillow and the PIL image processors for pixels, transformers for ids and labels.
 //! The expected values stand in `tests/golden/processor`, beside the script that makes them.
 
+#![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use vela_runtime::Period;
+use vela_runtime::{Period, clap};
 
 use crate::LoaderError;
 

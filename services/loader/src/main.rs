@@ -2,8 +2,8 @@
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
 use vela_loader::{LoaderError, LoaderReport, ServeArgs, ServeConfig, check_health, serve};
+use vela_runtime::clap::{self, Parser, Subcommand};
 use vela_runtime::{CommandError, Outcome, Period, Shutdown, run_command};
 
 #[derive(Parser)]

@@ -158,6 +158,8 @@ def digest(array):
 
 
 def tower_input(image, config):
+    # `load_image` drops alpha but leaves a palette's transparency note, which the processor would then blend on white.
+    image = Image.fromarray(np.array(image))
     processor = CLASSES[config["image_processor_type"]](**{k: v for k, v in config.items() if k != "image_processor_type"})
     pixels = processor(images=image, do_rescale=False, do_normalize=False, return_tensors="np")["pixel_values"][0]
     assert pixels.dtype == np.uint8, pixels.dtype

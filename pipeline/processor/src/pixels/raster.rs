@@ -75,10 +75,10 @@ fn to_rgb(samples: &[u8], color: ColorType, gray_png: bool, name: &str) -> Resul
 
 fn to_error(error: ImageError, name: &str) -> ProcessorError {
     let name = name.to_owned();
-    if ends_early(&error) {
-        return ProcessorError::TruncatedImage { name };
-    }
     match error {
+        // This variant's `source` skips the very error it holds.
+        ImageError::IoError(io) if io.kind() == io::ErrorKind::UnexpectedEof => ProcessorError::TruncatedImage { name },
+        other if ends_early(&other) => ProcessorError::TruncatedImage { name },
         ImageError::Unsupported(reason) => ProcessorError::UnsupportedImage { name, detail: reason.to_string() },
         other => ProcessorError::DamagedImage { name, detail: other.to_string() },
     }

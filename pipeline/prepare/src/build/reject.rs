@@ -1,0 +1,60 @@
+//! The reject list.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// The reject list beside the manifest: one JSON object per line, in the order of the records.
+pub const REJECTS_FILE: &str = "rejects.jsonl";
+
+/// A record that became no sample.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Reject {
+    /// Raw file, named as in the input.
+    pub file: String,
+    /// Zero-based number of the record in its file.
+    pub record: u64,
+    /// The sample's id as far as it was known.
+    pub id: Option<String>,
+    /// Stable name under which rejects are counted.
+    pub cause: String,
+    /// What was expected and found.
+    pub detail: String,
+}
+
+/// What a shard's records were besides samples.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ShardNotes {
+    pub(super) rejects: Vec<Reject>,
+    /// Turns cut off whole to fit `--max-length`.
+    pub(super) dropped_turns: u64,
+}
+
+impl ShardNotes {
+    pub(super) fn to_json(&self) -> serde_json::Value {
+        serde_json::to_value(self).expect("texts and numbers are JSON")
+    }
+
+    /// `None` for notes of another version: the shard is made again.
+    pub(super) fn from_json(value: serde_json::Value) -> Option<Self> {
+        serde_json::from_value(value).ok()
+    }
+
+    pub(super) fn append(&mut self, other: Self) {
+        self.rejects.extend(other.rejects);
+        self.dropped_turns += other.dropped_turns;
+    }
+
+    pub(super) fn counts(&self) -> BTreeMap<String, u64> {
+        let mut counts = BTreeMap::new();
+        self.rejects.iter().for_each(|reject| *counts.entry(reject.cause.clone()).or_default() += 1);
+        counts
+    }
+
+    pub(super) fn to_lines(&self) -> String {
+        let line = |reject| serde_json::to_string(reject).expect("texts and numbers are JSON") + "\n";
+        self.rejects.iter().map(line).collect()
+    }
+}

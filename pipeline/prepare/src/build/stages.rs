@@ -1,0 +1,216 @@
+//! One shard: a reader, workers and a writer, with a bound on the bytes between them.
+
+use std::collections::BTreeMap;
+use std::error::Error;
+use std::ops::ControlFlow;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+
+use crossbeam_channel::{Receiver, Sender, unbounded};
+use vela_processor::{Processed, Processor};
+use vela_runtime::{Progress, Shutdown};
+use vela_shard::{BuildFolder, CompletedShard, ShardError, ShardWriter};
+
+use super::budget::ByteBudget;
+use super::reject::{Reject, ShardNotes};
+use super::{BuildConfig, BuildPlan, ShardSpec};
+use crate::PrepareError;
+use crate::dialogue::to_sample;
+use crate::sources::{Entry, Fault, RawContent};
+
+/// Bytes of records between reader and writer; one worker holds at most one decoded image besides.
+const IN_FLIGHT_BYTES: u64 = 256 << 20;
+/// Counted for every record on its way.
+const RECORD_OVERHEAD_BYTES: u64 = 1024;
+
+/// What every shard of a build is made with.
+pub(super) struct Stages<'a> {
+    pub(super) plan: &'a BuildPlan,
+    pub(super) config: &'a BuildConfig,
+    pub(super) processor: &'a Processor,
+    pub(super) progress: &'a Progress,
+    pub(super) shutdown: &'a Shutdown,
+    /// Most bytes that were ever between a reader and a writer.
+    pub(super) peak_queue_bytes: AtomicU64,
+}
+
+/// A record on its way to a worker.
+struct Job {
+    sequence: u64,
+    file: usize,
+    entry: Entry,
+    reserved: u64,
+}
+
+/// A record on its way to the writer.
+struct Done {
+    sequence: u64,
+    outcome: Result<Processed, Reject>,
+    reserved: u64,
+}
+
+impl Stages<'_> {
+    /// Makes one shard from its records alone, whatever else is built, has been built or failed.
+    pub(super) fn build_shard(
+        &self,
+        spec: &ShardSpec,
+        folder: &BuildFolder,
+    ) -> Result<(CompletedShard, ShardNotes), PrepareError> {
+        let budget = ByteBudget::new(IN_FLIGHT_BYTES);
+        let (job_sender, jobs) = unbounded::<Job>();
+        let (done_sender, done) = unbounded::<Done>();
+        thread::scope(|scope| {
+            let reader = scope.spawn(|| self.read(spec, &budget, job_sender));
+            for _ in 0..self.config.workers {
+                let (jobs, done_sender) = (jobs.clone(), done_sender.clone());
+                scope.spawn(move || self.work(&jobs, &done_sender));
+            }
+            drop(done_sender);
+            let written = self.write(spec, folder, &budget, &done);
+            budget.close();
+            self.peak_queue_bytes.fetch_max(budget.peak(), Ordering::Relaxed);
+            let read = reader.join().expect("the reader does not panic");
+            read.and(written)
+        })
+    }
+
+    fn read(&self, spec: &ShardSpec, budget: &ByteBudget, jobs: Sender<Job>) -> Result<(), PrepareError> {
+        let mut sequence = 0;
+        for range in &spec.ranges {
+            let mut stopped = false;
+            let mut emit = |entry: Entry| {
+                let reserved = self.bytes_in_flight(&entry);
+                let job = Job { sequence, file: range.file, entry, reserved };
+                sequence += 1;
+                stopped = self.shutdown.requested() || !budget.reserve(reserved) || jobs.send(job).is_err();
+                if stopped { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            };
+            self.plan.files[range.file].file.records.read(range.records.clone(), &mut emit)?;
+            if stopped {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn bytes_in_flight(&self, entry: &Entry) -> u64 {
+        let image_bytes = self.processor.summary().image_shape.num_elements() as u64;
+        let content_bytes = match &entry.content {
+            Ok(RawContent::Caption(caption)) => {
+                let locals: usize = caption.locals.iter().map(String::len).sum();
+                image_bytes + (caption.global.len() + locals) as u64
+            }
+            Ok(RawContent::Dialogue(sample)) => {
+                let texts: usize = sample.turns.iter().map(|turn| turn.text.len()).sum();
+                image_bytes * sample.images.len() as u64 + texts as u64
+            }
+            Err(_) => 0,
+        };
+        RECORD_OVERHEAD_BYTES + content_bytes
+    }
+
+    fn work(&self, jobs: &Receiver<Job>, done: &Sender<Done>) {
+        for Job { sequence, file, entry, reserved } in jobs {
+            let outcome = self.process(file, entry);
+            if done.send(Done { sequence, outcome, reserved }).is_err() {
+                return;
+            }
+        }
+    }
+
+    fn process(&self, file: usize, entry: Entry) -> Result<Processed, Reject> {
+        let planned = &self.plan.files[file];
+        let reject = |fault: Fault| Reject {
+            file: planned.file.name.clone(),
+            record: entry.record,
+            id: fault.id,
+            cause: fault.cause.to_owned(),
+            detail: fault.detail,
+        };
+        let content = entry.content.map_err(reject)?;
+        let sample = to_sample(content, planned.dialogue, self.config.seed);
+        let processed = self.processor.process(&sample, self.config.max_length);
+        processed.map_err(|fault| reject(Fault::new(fault.cause(), chain_text(&fault)).of(&sample.id)))
+    }
+
+    /// Writes records in the order in which they were read.
+    fn write(
+        &self,
+        spec: &ShardSpec,
+        folder: &BuildFolder,
+        budget: &ByteBudget,
+        done: &Receiver<Done>,
+    ) -> Result<(CompletedShard, ShardNotes), PrepareError> {
+        let mut writer = folder.create_shard(spec.index)?;
+        let mut notes = ShardNotes::default();
+        let (mut next, mut early) = (0, BTreeMap::new());
+        for arrived in done {
+            early.insert(arrived.sequence, arrived);
+            while let Some(Done { outcome, reserved, .. }) = early.remove(&next) {
+                self.write_one(&mut writer, &mut notes, spec, next, outcome)?;
+                budget.release(reserved);
+                self.progress.inc(1);
+                next += 1;
+            }
+        }
+        match next == spec.num_records() {
+            true => Ok((writer.finish()?, notes)),
+            false => Err(self.interrupted(spec)),
+        }
+    }
+
+    fn write_one(
+        &self,
+        writer: &mut ShardWriter,
+        notes: &mut ShardNotes,
+        spec: &ShardSpec,
+        sequence: u64,
+        outcome: Result<Processed, Reject>,
+    ) -> Result<(), PrepareError> {
+        match outcome {
+            Ok(processed) => match writer.push(&processed.record) {
+                Ok(()) => notes.dropped_turns += processed.dropped_turns as u64,
+                Err(fault @ ShardError::Record { .. }) => {
+                    let (file, record) = self.origin(spec, sequence);
+                    let id = Some(processed.record.id.clone());
+                    let (cause, detail) = ("refused_by_shard".to_owned(), chain_text(&fault));
+                    notes.rejects.push(Reject { file, record, id, cause, detail });
+                }
+                Err(fault) => return Err(fault.into()),
+            },
+            Err(reject) => notes.rejects.push(reject),
+        }
+        Ok(())
+    }
+
+    /// File and record number of the `sequence`-th record of a shard.
+    fn origin(&self, spec: &ShardSpec, mut sequence: u64) -> (String, u64) {
+        for range in &spec.ranges {
+            let num = range.records.end - range.records.start;
+            if sequence < num {
+                return (self.plan.files[range.file].file.name.clone(), range.records.start + sequence);
+            }
+            sequence -= num;
+        }
+        (String::new(), sequence)
+    }
+
+    fn interrupted(&self, spec: &ShardSpec) -> PrepareError {
+        PrepareError::Interrupted {
+            path: self.config.output.clone().into(),
+            done: spec.index as usize,
+            total: self.plan.shards.len(),
+        }
+    }
+}
+
+/// An error with its causes on one line.
+fn chain_text(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}

@@ -1,0 +1,65 @@
+//! Captions to dialogues, each a pure function of (caption, seed).
+
+mod en;
+mod rules;
+mod zh;
+
+use serde::{Deserialize, Serialize};
+use vela_types::{IMAGE_MARK, Language, Sample, SeedStream, Turn};
+
+use crate::sources::{RawCaption, RawContent};
+
+/// How records become dialogues.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum DialogueMode {
+    /// The dialogues of the source as they are.
+    Keep,
+    /// One question drawn from the prompt list of the caption's language, answered by the whole caption.
+    Caption,
+    /// Several turns cut from the caption by rules; every answer quotes it.
+    Rules,
+}
+
+/// The prompts published for SA1B-Dense-Caption (ms-swift's preprocessor), used for every Chinese caption.
+pub const CAPTION_PROMPTS_ZH: [&str; 4] =
+    ["图片中展示了什么", "讲述一下图片中内容", "告诉我里面有什么", "图片内容是啥"];
+
+/// For captions that are not Chinese. The first is a published prompt of LLaVA's pre-training data, the others are ours.
+pub const CAPTION_PROMPTS_EN: [&str; 6] = [
+    "Provide a brief description of the given image.",
+    "What does this image show?",
+    "Describe the picture in a few words.",
+    "Say briefly what can be seen here.",
+    "Give a short account of the photo.",
+    "What is in the image?",
+];
+
+/// The dialogue of a record; `seed` with the sample's id decides every draw.
+pub(crate) fn to_sample(content: RawContent, mode: DialogueMode, seed: u64) -> Sample {
+    match content {
+        RawContent::Dialogue(sample) => sample,
+        RawContent::Caption(caption) => {
+            let language = Language::guess(&caption.global);
+            let mut turns = match mode {
+                DialogueMode::Rules => rules::turns(&caption, language, seed),
+                DialogueMode::Caption | DialogueMode::Keep => caption_turns(&caption, language, seed),
+            };
+            if let Some(first) = turns.first_mut() {
+                first.text = format!("{IMAGE_MARK}\n{}", first.text);
+            }
+            Sample { id: caption.id, source: caption.source.to_owned(), language, images: vec![caption.image], turns }
+        }
+    }
+}
+
+fn caption_turns(caption: &RawCaption, language: Language, seed: u64) -> Vec<Turn> {
+    let prompts: &[&str] = if language == Language::Zh { &CAPTION_PROMPTS_ZH } else { &CAPTION_PROMPTS_EN };
+    let prompt = *SeedStream::named(seed, "caption prompt", &caption.id).choose(prompts);
+    vec![Turn::user(prompt), Turn::assistant(without_marks(&caption.global))]
+}
+
+/// A caption that happens to contain the image mark must not add an image.
+fn without_marks(text: &str) -> String {
+    text.replace(IMAGE_MARK, "")
+}

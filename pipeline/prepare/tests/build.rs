@@ -1,0 +1,330 @@
+//! Builds through the library: what goes in comes out or is named, and the bytes depend on nothing else.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+use vela_prepare::{
+    BuildConfig, BuildReport, DemoDataConfig, DemoDataReport, DialogueMode, InputConfig, PrepareError, Reject, Source,
+    build_shards, write_demo_data,
+};
+use vela_processor::{Processor, ProcessorOptions};
+use vela_runtime::{Progress, Shutdown};
+use vela_shard::{Manifest, ShardReader, open_store};
+use vela_types::{IGNORE_LABEL, Language, Record};
+
+/// A temp folder with demo data in it.
+struct Demo {
+    folder: tempfile::TempDir,
+    data: DemoDataReport,
+}
+
+impl Demo {
+    fn new(num_train: usize) -> Self {
+        let folder = tempfile::tempdir().expect("temp folder");
+        let output = folder.path().join("demo");
+        let data = write_demo_data(&DemoDataConfig { num_train, num_heldout: 2, ..DemoDataConfig::new(output) });
+        Self { folder, data: data.expect("demo data") }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn zh(&self) -> InputConfig {
+        let images = Some(self.data.sa1b_images.clone());
+        InputConfig { images, dialogue: DialogueMode::Rules, ..InputConfig::new(Source::Sa1b, &self.data.sa1b) }
+    }
+
+    fn en(&self) -> InputConfig {
+        InputConfig::new(Source::Llava, &self.data.llava)
+    }
+
+    fn config(&self, inputs: Vec<InputConfig>, name: &str) -> BuildConfig {
+        let output = self.path(name).to_string_lossy().into_owned();
+        BuildConfig { workers: 2, ..BuildConfig::new(inputs, &self.data.processor, output) }
+    }
+
+    /// Writes `records` as JSON lines beside the demo's English images and builds them.
+    fn build_lines(&self, name: &str, lines: &[String]) -> BuildReport {
+        let path = self.data.llava.with_file_name(format!("{name}.jsonl"));
+        fs::write(&path, lines.join("\n")).expect("lines");
+        build(&self.config(vec![InputConfig::new(Source::Llava, path)], name))
+    }
+}
+
+fn build(config: &BuildConfig) -> BuildReport {
+    try_build(config).expect("builds")
+}
+
+fn try_build(config: &BuildConfig) -> Result<BuildReport, PrepareError> {
+    build_shards(config, &Progress::hidden(), &Shutdown::new())
+}
+
+/// Every file of a folder with its content.
+fn contents(folder: &str) -> BTreeMap<String, Vec<u8>> {
+    let entries = fs::read_dir(folder).expect("folder").map(|entry| entry.expect("entry").path());
+    let files = entries.filter(|path| path.is_file());
+    files
+        .map(|path| (path.file_name().expect("name").to_string_lossy().into(), fs::read(&path).expect("file")))
+        .collect()
+}
+
+fn records(folder: &str) -> Vec<Record> {
+    let store = open_store(folder).expect("store");
+    let manifest = Manifest::load(store.as_ref()).expect("manifest");
+    let readers = manifest.shards.iter().map(|entry| ShardReader::open(store.as_ref(), entry).expect("shard"));
+    readers.flat_map(|reader| (0..reader.rows()).map(move |row| reader.read(row).expect("row"))).collect()
+}
+
+fn rejects(folder: &str) -> Vec<Reject> {
+    let text = fs::read_to_string(Path::new(folder).join("rejects.jsonl")).expect("reject list");
+    text.lines().map(|line| serde_json::from_str(line).expect("a reject")).collect()
+}
+
+fn counts(pairs: &[(&str, u64)]) -> BTreeMap<String, u64> {
+    pairs.iter().map(|(cause, count)| ((*cause).to_owned(), *count)).collect()
+}
+
+fn line(id: &str, image: Value, question: &str, answer: &str) -> String {
+    let turns = json!([{"from": "human", "value": question}, {"from": "gpt", "value": answer}]);
+    json!({"id": id, "image": image, "conversations": turns}).to_string()
+}
+
+fn trained_text(processor: &Processor, record: &Record) -> String {
+    let pairs = record.input_ids.iter().zip(&record.labels);
+    let ids: Vec<u32> = pairs.filter(|(_, label)| **label != IGNORE_LABEL).map(|(id, _)| *id).collect();
+    processor.decode(&ids, true).expect("decodes")
+}
+
+#[test]
+fn both_layouts_become_one_shard_set_in_both_languages() {
+    let demo = Demo::new(20);
+    let config = demo.config(vec![demo.zh(), demo.en()], "both");
+    let report = build(&config);
+    assert_eq!((report.samples, report.records, report.images), (40, 40, 40));
+    assert!(report.rejected.is_empty() && report.peak_queue_bytes > 0);
+    let records = records(&config.output);
+    assert_eq!(records.iter().filter(|record| record.language == Language::Zh).count(), 20);
+    assert!(
+        records[0].id.starts_with("sa1b/train-0000-of-0001-") && records[20].id == "llava/demo_instruct/demo_000000"
+    );
+    let tokens: usize = records.iter().map(|record| record.input_ids.len()).sum();
+    assert_eq!(report.tokens, tokens as u64);
+    assert_eq!(BuildReport { kept_shards: 1, ..build(&config) }.samples, 40, "a finished build is found finished");
+}
+
+#[test]
+fn records_in_are_samples_out_plus_named_rejects() {
+    let demo = Demo::new(4);
+    let images = demo.data.llava.parent().expect("folder").join("images");
+    let png = fs::read(images.join("en_000000.png")).expect("png");
+    fs::write(images.join("lies.jpg"), &png).expect("png under a wrong name");
+    let jpeg = fs::read(demo.data.sa1b_images.join("sa_000000.jpg")).expect("jpeg");
+    fs::write(images.join("cut.jpg"), &jpeg[..jpeg.len() - 100]).expect("a jpeg without its end");
+    fs::write(images.join("empty.png"), b"").expect("empty");
+    fs::write(images.join("text.png"), b"not an image at all").expect("text");
+    let good = || json!("images/en_000001.png");
+    let lines = [
+        line("good", good(), "<image>\nWhat?", "A shape."),
+        line("lies", json!("images/lies.jpg"), "What?\n<image>", "A shape."),
+        line("cut", json!("images/cut.jpg"), "<image>\nWhat?", "A shape."),
+        line("empty", json!("images/empty.png"), "<image>\nWhat?", "A shape."),
+        line("text", json!("images/text.png"), "<image>\nWhat?", "A shape."),
+        line("absent", json!("images/absent.png"), "<image>\nWhat?", "A shape."),
+        line("twice", good(), "<image><image>\nWhat?", "A shape."),
+        line("none", good(), "What?", "A shape."),
+        line("text only", Value::Null, "What is red?", "A colour."),
+        line("marked text", Value::Null, "<image> What is red?", "A colour."),
+        line("silent", good(), "<image>\nWhat?", " "),
+        "{\"id\": broken".to_owned(),
+        line("good", good(), "<image>\nWhat?", "A shape."),
+    ];
+    let report = demo.build_lines("dirt", &lines);
+    let expected = counts(&[
+        ("truncated_image", 1),
+        ("empty_image", 1),
+        ("unknown_image_format", 1),
+        ("missing_image", 1),
+        ("mark_count", 3),
+        ("empty_turn", 1),
+        ("broken_json", 1),
+        ("duplicate_record", 1),
+    ]);
+    assert_eq!(report.rejected, expected);
+    assert_eq!((report.records, report.samples), (13, 3));
+    let named = rejects(&report.output);
+    assert_eq!(named.iter().map(|reject| reject.record).collect::<Vec<_>>(), [2, 3, 4, 5, 6, 7, 9, 10, 11, 12]);
+    assert!(named.iter().all(|reject| reject.file == "dirt.jsonl" && !reject.detail.is_empty()));
+    assert_eq!(named[3].id.as_deref(), Some("llava/dirt/absent"));
+}
+
+#[test]
+fn defect_1_and_2_two_files_sharing_images_keep_every_pair_with_its_own_text() {
+    let demo = Demo::new(3);
+    let folder = demo.data.llava.with_file_name("two");
+    fs::create_dir_all(&folder).expect("folder");
+    let mut expected = BTreeMap::new();
+    for file in ["first", "second"] {
+        let texts: Vec<String> = (0..6).map(|at| format!("{file} answer {at}")).collect();
+        // Two records per image, and the same ids in both files.
+        let lines = texts.iter().enumerate().map(|(at, text)| {
+            line(&format!("{}", at / 2), json!(format!("../images/en_00000{}.png", at / 2)), "<image>\nWhat?", text)
+        });
+        fs::write(folder.join(format!("{file}.json")), format!("[{}]", lines.collect::<Vec<_>>().join(",")))
+            .expect("file");
+        for (at, text) in texts.into_iter().enumerate() {
+            let nth = if at % 2 == 0 { "" } else { "~2" };
+            expected.insert(format!("llava/{file}/{}{nth}", at / 2), text);
+        }
+    }
+    let config = demo.config(vec![InputConfig::new(Source::Llava, folder)], "shared");
+    let report = build(&config);
+    assert_eq!((report.records, report.samples), (12, 12), "record count in is record count out");
+    let processor = Processor::load(&demo.data.processor, &ProcessorOptions::default()).expect("processor");
+    let found: BTreeMap<String, String> = records(&config.output)
+        .iter()
+        .map(|record| (record.id.clone(), trained_text(&processor, record).trim().to_owned()))
+        .collect();
+    assert_eq!(found, expected);
+}
+
+#[test]
+fn defect_8_and_19_a_wrong_number_of_marks_is_counted_and_named_and_never_repaired() {
+    let demo = Demo::new(2);
+    let image = || json!("images/en_000000.png");
+    let lines = [
+        line("0", image(), "What?", "A."),
+        line("1", image(), "<image> <image> What?", "A."),
+        line("2", image(), "<image>\nWhat?", "It says <image>."),
+        line("3", json!(["images/en_000000.png", "images/en_000001.png"]), "<image> or <image>?", "A."),
+        line("4", json!("images/en_000000.png, images/en_000001.png"), "<image>?", "A."),
+    ];
+    let report = demo.build_lines("marks", &lines);
+    assert_eq!(report.rejected, counts(&[("mark_count", 3), ("mark_outside_user", 1)]));
+    let named: Vec<Option<String>> = rejects(&report.output).into_iter().map(|reject| reject.id).collect();
+    let ids = ["0", "1", "2", "4"].map(|id| Some(format!("llava/marks/{id}")));
+    assert_eq!(named, ids);
+}
+
+#[test]
+fn defect_9_the_seed_alone_decides_prompts_and_dialogues() {
+    let demo = Demo::new(12);
+    for dialogue in [DialogueMode::Caption, DialogueMode::Rules] {
+        let input = InputConfig { dialogue, ..demo.zh() };
+        let build_seed = |seed, name: &str| {
+            let config = BuildConfig { seed, ..demo.config(vec![input.clone()], &format!("{name}-{dialogue:?}")) };
+            build(&config);
+            contents(&config.output)
+        };
+        let first = build_seed(1, "first");
+        assert_eq!(first, build_seed(1, "again"));
+        assert_ne!(first["shard-00000.parquet"], build_seed(2, "other")["shard-00000.parquet"]);
+    }
+}
+
+#[test]
+fn one_worker_and_four_write_the_same_bytes() {
+    let demo = Demo::new(60);
+    let build_with = |workers, name: &str| {
+        // 10 records of 32 x 32 pixels and 4 KiB of text per shard.
+        let shard_size_bytes = 10 * (3 * 32 * 32 + 4096);
+        let config = demo.config(vec![demo.zh(), demo.en()], name);
+        let report = build(&BuildConfig { workers, shard_size_bytes, ..config.clone() });
+        assert_eq!(report.shards, 12);
+        contents(&config.output)
+    };
+    assert_eq!(build_with(1, "one"), build_with(4, "four"));
+}
+
+#[test]
+fn a_folder_of_another_build_is_refused_with_the_remedy() {
+    let demo = Demo::new(4);
+    let config = demo.config(vec![demo.en()], "taken");
+    build(&config);
+    let before = contents(&config.output);
+    let fault = try_build(&BuildConfig { max_length: 77, ..config.clone() }).expect_err("another build");
+    assert!(fault.is_usage() && fault.to_string().contains("--output"), "{fault}");
+    assert_eq!(contents(&config.output), before);
+    let strange = demo.config(vec![demo.en()], "strange");
+    fs::create_dir_all(&strange.output).expect("folder");
+    fs::write(Path::new(&strange.output).join("thesis.txt"), "mine").expect("file");
+    assert!(matches!(try_build(&strange), Err(PrepareError::OutputInUse { .. })));
+}
+
+#[test]
+fn a_damaged_or_missing_shard_is_made_again_and_the_others_are_kept() {
+    let demo = Demo::new(40);
+    let config = BuildConfig { shard_size_bytes: 10 * (3 * 32 * 32 + 4096), ..demo.config(vec![demo.en()], "repair") };
+    assert_eq!(build(&config).kept_shards, 0);
+    let before = contents(&config.output);
+    let mut bytes = before["shard-00001.parquet"].clone();
+    bytes[100] ^= 1;
+    fs::write(Path::new(&config.output).join("shard-00001.parquet"), bytes).expect("flip");
+    fs::remove_file(Path::new(&config.output).join("shard-00003.parquet")).expect("removed");
+    assert_eq!(build(&config).kept_shards, 2);
+    assert_eq!(contents(&config.output), before);
+}
+
+#[test]
+fn new_images_are_another_input_and_so_another_build() {
+    let demo = Demo::new(6);
+    let photo = demo.data.sa1b_images.join("sa_000003.jpg");
+    let away = demo.path("away.jpg");
+    fs::rename(&photo, &away).expect("moved");
+    let config = demo.config(vec![demo.zh()], "gap");
+    let report = build(&config);
+    assert_eq!(report.rejected, counts(&[("missing_image", 1)]));
+    assert!(rejects(&report.output)[0].detail.contains("--images"));
+    fs::rename(&away, &photo).expect("moved back");
+    assert!(matches!(try_build(&config), Err(PrepareError::OutputInUse { .. })));
+    assert_eq!(build(&BuildConfig { output: format!("{}2", config.output), ..config }).samples, 6);
+}
+
+#[test]
+fn a_stopped_build_continues_and_nothing_left_is_an_error() {
+    let demo = Demo::new(30);
+    let config = BuildConfig { shard_size_bytes: 10 * (3 * 32 * 32 + 4096), ..demo.config(vec![demo.en()], "stopped") };
+    let stop = Shutdown::new();
+    stop.request();
+    let fault = build_shards(&config, &Progress::hidden(), &stop).expect_err("stopped at once");
+    assert!(matches!(fault, PrepareError::Interrupted { done: 0, total: 3, .. }), "{fault}");
+    assert_eq!(build(&config).samples, 30);
+    let path = demo.data.llava.with_file_name("bad.jsonl");
+    fs::write(&path, "{}\n{}\n").expect("lines");
+    let fault = try_build(&demo.config(vec![InputConfig::new(Source::Llava, path)], "none")).expect_err("no sample");
+    assert!(matches!(fault, PrepareError::NothingLeft { records: 2, .. }), "{fault}");
+}
+
+#[test]
+fn turns_beyond_the_length_limit_are_dropped_whole_and_counted() {
+    let demo = Demo::new(40);
+    let long = build(&demo.config(vec![demo.zh()], "long"));
+    let config = BuildConfig { max_length: 60, ..demo.config(vec![demo.zh()], "short") };
+    let short = build(&config);
+    assert_eq!(long.dropped_turns, 0);
+    assert_eq!(short.samples + short.rejected.values().sum::<u64>(), 40);
+    assert!(short.dropped_turns > 0 && records(&config.output).iter().all(|record| record.input_ids.len() <= 60));
+}
+
+#[test]
+fn chinese_held_out_questions_are_among_those_trained() {
+    let demo = Demo::new(150);
+    let config = demo.config(vec![demo.zh()], "rules");
+    build(&config);
+    let processor = Processor::load(&demo.data.processor, &ProcessorOptions::default()).expect("processor");
+    let trained: String = records(&config.output)
+        .iter()
+        .map(|record| processor.decode(&record.input_ids, true).expect("decodes"))
+        .collect();
+    let heldout = fs::read_to_string(demo.data.heldout.join("zh.jsonl")).expect("held-out questions");
+    let questions: Vec<Value> = heldout.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    assert_eq!(questions.len(), 10);
+    for question in questions {
+        let text = question["question"].as_str().expect("text");
+        assert!(trained.contains(text), "`{text}` was never asked in training");
+        let image = demo.data.heldout.join(question["image"].as_str().expect("name"));
+        assert!(image.is_file());
+    }
+}
