@@ -65,9 +65,9 @@ impl Chat {
     /// Opens a model folder as a checkpoint has it: weights, config and processor files.
     pub fn load(folder: &Path) -> Result<Self, TrainError> {
         let processor = Processor::load(folder, &ProcessorOptions::default())
-            .map_err(|source| TrainError::Processor { path: folder.to_owned(), source })?;
+            .map_err(|source| TrainError::Processor { path: folder.to_owned(), source: Box::new(source) })?;
         let model = Vlm::load(folder, &|_| false, &Device::Cpu)
-            .map_err(|source| TrainError::ModelFolder { path: folder.to_owned(), source })?;
+            .map_err(|source| TrainError::ModelFolder { path: folder.to_owned(), source: Box::new(source) })?;
         check_model(model.config(), processor.summary(), u32::MAX)?;
         let pixels = PixelTable::new(&processor.summary().normalization);
         Ok(Self { processor, model, pixels })

@@ -172,8 +172,8 @@ impl Checkpoints {
         processor: &Processor,
         optimizer: &Optimizer,
     ) -> Result<PathBuf, TrainError> {
+        self.sweep()?;
         let partial = self.root.join(format!(".{PREFIX}{}.partial", state.step));
-        remove_if_there(&partial)?;
         fs::create_dir_all(&partial).map_err(TrainError::io("create", &partial))?;
         model.save(&partial).map_err(|source| unsaved(&partial, source))?;
         processor.save(&partial).map_err(|source| unsaved(&partial, source))?;
@@ -183,7 +183,7 @@ impl Checkpoints {
         fs::write(&state_path, json).map_err(TrainError::io("write", &state_path))?;
         flush_folder(&partial)?;
         let path = self.root.join(format!("{PREFIX}{}", state.step));
-        remove_if_there(&path)?;
+        self.discard(&path)?;
         fs::rename(&partial, &path).map_err(TrainError::io("rename to", &path))?;
         flush(&self.root)?;
         self.prune()?;
@@ -203,7 +203,31 @@ impl Checkpoints {
         let num_old = found.len().saturating_sub(self.keep);
         for (step, path) in &found[..num_old] {
             if best.is_none_or(|(_, best_step)| best_step != *step) {
-                remove_if_there(path)?;
+                self.discard(path)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes a checkpoint. It loses its name first: a kill in between must not leave half of it under that name.
+    fn discard(&self, path: &Path) -> Result<(), TrainError> {
+        let name = path.file_name().map_or_else(Default::default, |name| name.to_string_lossy().into_owned());
+        let hidden = self.root.join(format!(".{name}.discarded"));
+        match fs::rename(path, &hidden) {
+            Ok(()) => fs::remove_dir_all(&hidden).map_err(TrainError::io("remove", &hidden)),
+            Err(fault) if fault.kind() == ErrorKind::NotFound => Ok(()),
+            Err(fault) => Err(TrainError::io("rename", path)(fault)),
+        }
+    }
+
+    /// Removes what a killed run was writing or discarding.
+    fn sweep(&self) -> Result<(), TrainError> {
+        fs::create_dir_all(&self.root).map_err(TrainError::io("create", &self.root))?;
+        for entry in fs::read_dir(&self.root).map_err(TrainError::io("list", &self.root))? {
+            let path = entry.map_err(TrainError::io("list", &self.root))?.path();
+            let name = path.file_name().map_or_else(Default::default, |name| name.to_string_lossy());
+            if name.strip_prefix('.').is_some_and(|rest| rest.starts_with(PREFIX)) {
+                fs::remove_dir_all(&path).map_err(TrainError::io("remove", &path))?;
             }
         }
         Ok(())
@@ -263,13 +287,6 @@ fn save_moments(slots: &[Slot], path: &Path) -> Result<(), TrainError> {
 
 fn unsaved(path: &Path, source: impl std::error::Error + Send + Sync + 'static) -> TrainError {
     TrainError::Save { path: path.to_owned(), source: Box::new(source) }
-}
-
-fn remove_if_there(path: &Path) -> Result<(), TrainError> {
-    match fs::remove_dir_all(path) {
-        Err(fault) if fault.kind() != ErrorKind::NotFound => Err(TrainError::io("remove", path)(fault)),
-        _ => Ok(()),
-    }
 }
 
 /// Makes a file or folder survive a power cut.
@@ -349,5 +366,7 @@ mod tests {
         let steps: Vec<u64> = checkpoints.list().expect("listed").into_iter().map(|(step, _)| step).collect();
         assert_eq!(steps, [2, 4, 10]);
         assert!(checkpoints.newest().expect("listed").expect("some").ends_with("step-10"));
+        checkpoints.sweep().expect("swept");
+        assert_eq!(fs::read_dir(&checkpoints.root).expect("listed").count(), 3);
     }
 }

@@ -20,13 +20,13 @@ pub(crate) fn open_source(
 ) -> Result<Box<dyn BatchSource>, TrainError> {
     match place {
         DataPlace::Shards(shards) => {
-            let fault = |source| TrainError::Shards { place: shards.clone(), source };
+            let fault = |source| TrainError::Shards { place: shards.clone(), source: Box::new(source) };
             let dataset = Arc::new(Dataset::open(shards).map_err(fault)?);
             let whole = Partition { rank: 0, world: 1 };
             Ok(Box::new(LocalSource::new(dataset, spec, whole, prefetch_bytes).map_err(fault)?))
         }
         DataPlace::Loader(address) => {
-            let fault = |source| TrainError::Loader { address: address.clone(), source };
+            let fault = |source| TrainError::Loader { address: address.clone(), source: Box::new(source) };
             Ok(Box::new(RemoteSource::connect(address, spec, 0, 1, prefetch_bytes).map_err(fault)?))
         }
     }

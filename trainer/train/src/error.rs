@@ -36,7 +36,7 @@ pub enum TrainError {
         /// The shard set.
         place: String,
         /// The dataset's account.
-        source: vela_dataset::DatasetError,
+        source: Box<vela_dataset::DatasetError>,
     },
     /// The loader cannot be reached or refuses.
     #[error("loader `{address}` cannot be used; start it with `loader serve`, or set `data.shards`")]
@@ -44,7 +44,7 @@ pub enum TrainError {
         /// Its address.
         address: String,
         /// The client's account.
-        source: vela_client::ClientError,
+        source: Box<vela_client::ClientError>,
     },
     /// The stream of batches broke.
     #[error("no batch for epoch {}, step {}, micro-batch {}", position.epoch, position.step, position.micro)]
@@ -63,7 +63,7 @@ pub enum TrainError {
         /// Its folder.
         path: PathBuf,
         /// Its account.
-        source: vela_processor::ProcessorError,
+        source: Box<vela_processor::ProcessorError>,
     },
     /// The question or its image cannot be processed.
     #[error("the question cannot be processed")]
@@ -74,7 +74,7 @@ pub enum TrainError {
         /// Its folder or preset.
         path: PathBuf,
         /// Its account.
-        source: vela_models::ModelError,
+        source: Box<vela_models::ModelError>,
     },
     /// A part of a checkpoint cannot be written.
     #[error("checkpoint `{}` cannot be written", path.display())]

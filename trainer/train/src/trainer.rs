@@ -239,7 +239,7 @@ impl Trainer {
 
 fn open_processor(path: &Path) -> Result<Processor, TrainError> {
     Processor::load(path, &ProcessorOptions::default())
-        .map_err(|source| TrainError::Processor { path: path.to_owned(), source })
+        .map_err(|source| TrainError::Processor { path: path.to_owned(), source: Box::new(source) })
 }
 
 /// The weights: a checkpoint's if there is one, else what the recipe says.
@@ -264,7 +264,7 @@ fn open_model(recipe: &Recipe, checkpoint: Option<&Path>, data: &ProcessorSummar
             (path.as_path(), config.and_then(init))
         }
     };
-    model.map_err(|source| TrainError::ModelFolder { path: place.to_owned(), source })
+    model.map_err(|source| TrainError::ModelFolder { path: place.to_owned(), source: Box::new(source) })
 }
 
 fn open_optimizer(recipe: &Recipe, model: &Vlm) -> Optimizer {
