@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
 use vela_processor::ImageMode;
+use vela_runtime::clap::{self, Args, Parser, Subcommand, ValueEnum};
 use vela_runtime::{ByteSize, CommandError, ExitStatus, Outcome, Progress, Shutdown, run_command};
 
 use crate::{

@@ -11,11 +11,11 @@ mod shutdown;
 mod telemetry;
 mod units;
 
+/// The flag parser, re-exported: only this crate names it, so all commands read their flags in one version of it.
+/// Derive macros find it through `use vela_runtime::clap;`.
+pub use clap;
 pub use command::{CommandError, ExitStatus, Outcome, run_command};
 pub use config::{ConfigError, load_config, parse_config};
 pub use progress::Progress;
 pub use shutdown::Shutdown;
-/// The flag parser, re-exported: only this crate names it, so all commands read their flags in one version of it.
-/// Derive macros find it through `use vela_runtime::clap;`.
-pub use clap;
 pub use units::{ByteSize, ParseUnitError, Period};

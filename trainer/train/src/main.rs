@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
+use vela_runtime::clap::{self, Args, Parser, Subcommand};
 use vela_runtime::{CommandError, ExitStatus, Outcome, Shutdown, run_command};
 use vela_train::{Chat, Question, Recipe, Resume, TrainError, TrainReport, train};
 use vela_types::ImageRef;

@@ -4,6 +4,7 @@
 //! `sa1b` layout is what the held-out questions ask.
 
 use serde::{Deserialize, Serialize};
+use vela_runtime::clap;
 use vela_types::Language;
 
 use super::scene::{Colour, Object, Scene, ScenePlan, Shape};

@@ -5,6 +5,7 @@ mod rules;
 mod zh;
 
 use serde::{Deserialize, Serialize};
+use vela_runtime::clap;
 use vela_types::{IMAGE_MARK, Language, Sample, SeedStream, Turn};
 
 use crate::sources::{RawCaption, RawContent};

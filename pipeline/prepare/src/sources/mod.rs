@@ -10,6 +10,7 @@ mod sa1b;
 use std::ops::{ControlFlow, Range};
 
 use serde::{Deserialize, Serialize};
+use vela_runtime::clap;
 use vela_types::{ImageRef, Sample};
 
 pub use images::ImageFolder;
