@@ -1,6 +1,6 @@
 //! How fast batches are made in process: generates a shard set (or opens one) and prints one JSON object.
 //!
-//! `cargo run --release -p vela-dataset --example throughput -- [SHARDS] [--samples 768] [--seconds 5] [--micro-batch 32]`
+//! `cargo run --release -p vela-dataset --example dataset_throughput -- [SHARDS] [--samples 768] [--seconds 5] [--micro-batch 32]`
 //!
 //! Fields: `samples_per_second`, `samples_per_cpu_second` (what one core alone makes; null where /proc is absent), `gigabytes_per_second` (bytes of the batches' tensors), `samples`, `seconds`,
 //! `threads`, `micro_batch`, `image_shape`, `tokens`, `consumer_waits`, `peak_prefetch_bytes`.

@@ -1,17 +1,17 @@
 //! How fast one consumer gets micro-batches from a loader on this machine, over loopback and in process.
 //!
-//! `throughput [--shards URL] [--seconds S] [--side PIXELS] [--micro-batch N]` prints one JSON object. Without
+//! `loader_throughput [--shards URL] [--seconds S] [--side PIXELS] [--micro-batch N]` prints one JSON object. Without
 //! `--shards` it makes 512 samples of random pixels and some 512 tokens.
 
 use std::error::Error;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use clap::Parser;
 use serde_json::{Value, json};
 use vela_client::RemoteSource;
 use vela_dataset::{Dataset, LocalSource, Partition};
 use vela_loader::{ServeConfig, serve};
+use vela_runtime::clap::{self, Parser};
 use vela_runtime::{ByteSize, CommandError, Outcome, Shutdown, run_command};
 use vela_types::{BatchSource, BatchSpec};
 
