@@ -37,7 +37,7 @@ mod tests {
     fn a_falling_curve_falls_in_every_line() {
         let values: Vec<f64> = (0..100).map(|step| 4.0 - 0.04 * f64::from(step)).collect();
         let chart = block_chart(&values, 4, 2);
-        assert_eq!(chart, ["█▅", "██▇▂"]);
+        assert_eq!(chart, ["█▃", "██▇▂"]);
     }
 
     #[test]
