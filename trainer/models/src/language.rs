@@ -3,8 +3,8 @@
 //! The computation follows `Qwen2ForCausalLM` and `LlamaForCausalLM` of `transformers`; the two differ in the biases of
 //! the query, key and value projections and in the scaling of rotary frequencies.
 //!
-//! Shape suffixes: B batch, T positions of this call, S positions with the cached ones, H query heads, G key-value
-//! heads, D width of a head (of the model where no head axis stands), V vocabulary, N = B * T rows.
+//! Shape suffixes: B batch, T positions of this call, S positions with the cached ones, D width of the model, X heads
+//! side by side, V vocabulary, N = B * T rows.
 #![expect(non_snake_case, reason = "shape suffixes")]
 
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use vela_kernels::{self as kernels, AttentionMask, Llama3Scaling, RopeTable};
 
 use crate::ModelError;
 use crate::config::{LanguageConfig, LanguageFamily};
-use crate::layers::{Linear, LinearShape, RmsNorm, merge_heads, split_heads};
+use crate::layers::{Linear, LinearShape, RmsNorm};
 use crate::params::{Params, Specs};
 
 /// Where a language model's parameters are in a `LlavaForConditionalGeneration` file.
@@ -44,7 +44,7 @@ impl KvCache {
 
     /// Positions held.
     pub fn len(&self) -> usize {
-        self.blocks.first().and_then(Option::as_ref).map_or(0, |(k_BGSD, _)| k_BGSD.dims()[2])
+        self.blocks.first().and_then(Option::as_ref).map_or(0, |(k_BSX, _)| k_BSX.dims()[1])
     }
 
     /// Nothing is held.
@@ -53,13 +53,13 @@ impl KvCache {
     }
 
     /// Adds a block's new keys and values and gives back all of them.
-    fn append(&mut self, block: usize, k_BGTD: Tensor, v_BGTD: Tensor) -> Result<(Tensor, Tensor), ModelError> {
+    fn append(&mut self, block: usize, k_BTX: Tensor, v_BTX: Tensor) -> Result<(Tensor, Tensor), ModelError> {
         if self.blocks.len() <= block {
             self.blocks.resize(block + 1, None);
         }
         let whole = match self.blocks[block].take() {
-            Some((k, v)) => (Tensor::cat(&[&k, &k_BGTD], 2)?, Tensor::cat(&[&v, &v_BGTD], 2)?),
-            None => (k_BGTD, v_BGTD),
+            Some((k, v)) => (Tensor::cat(&[&k, &k_BTX], 1)?, Tensor::cat(&[&v, &v_BTX], 1)?),
+            None => (k_BTX, v_BTX),
         };
         self.blocks[block] = Some(whole.clone());
         Ok(whole)
@@ -67,9 +67,9 @@ impl KvCache {
 
     /// Keeps the given rows of the batch, in that order.
     pub(crate) fn select_rows(&mut self, rows: &Tensor) -> Result<(), ModelError> {
-        for (k_BGSD, v_BGSD) in self.blocks.iter_mut().flatten() {
-            *k_BGSD = k_BGSD.index_select(rows, 0)?;
-            *v_BGSD = v_BGSD.index_select(rows, 0)?;
+        for (k_BSX, v_BSX) in self.blocks.iter_mut().flatten() {
+            *k_BSX = k_BSX.index_select(rows, 0)?;
+            *v_BSX = v_BSX.index_select(rows, 0)?;
         }
         Ok(())
     }
@@ -161,8 +161,6 @@ struct Context<'a> {
 /// Norm, rotary attention, residual, norm, gated feed-forward, residual.
 #[derive(Clone, Debug)]
 struct Block {
-    num_heads: usize,
-    num_key_value_heads: usize,
     norm1: RmsNorm,
     query: Linear,
     key: Linear,
@@ -202,8 +200,6 @@ impl Block {
         let norm = |name: &str| RmsNorm::new(params, &format!("{prefix}.{name}"), config.rms_norm_eps);
         let bias = config.family == LanguageFamily::Qwen2;
         Ok(Self {
-            num_heads: config.num_heads,
-            num_key_value_heads: config.num_key_value_heads,
             norm1: norm("input_layernorm")?,
             query: linear("self_attn.q_proj", bias)?,
             key: linear("self_attn.k_proj", bias)?,
@@ -230,16 +226,15 @@ impl Block {
     }
 
     fn attend(&self, x_BTD: &Tensor, context: &Context<'_>, cache: Option<&mut KvCache>) -> Result<Tensor, ModelError> {
-        let q_BHTD = split_heads(&self.query.forward(x_BTD)?, self.num_heads)?;
-        let k_BGTD = split_heads(&self.key.forward(x_BTD)?, self.num_key_value_heads)?;
-        let v_BGTD = split_heads(&self.value.forward(x_BTD)?, self.num_key_value_heads)?;
-        let q_BHTD = kernels::rope(&q_BHTD, context.positions_BT, context.rope)?;
-        let k_BGTD = kernels::rope(&k_BGTD, context.positions_BT, context.rope)?;
-        let (k_BGSD, v_BGSD) = match cache {
-            Some(cache) => cache.append(context.index, k_BGTD, v_BGTD)?,
-            None => (k_BGTD, v_BGTD),
+        let q_BTX = kernels::rope_rows(&self.query.forward(x_BTD)?, context.positions_BT, context.rope)?;
+        let k_BTX = kernels::rope_rows(&self.key.forward(x_BTD)?, context.positions_BT, context.rope)?;
+        let v_BTX = self.value.forward(x_BTD)?;
+        let (k_BSX, v_BSX) = match cache {
+            Some(cache) => cache.append(context.index, k_BTX, v_BTX)?,
+            None => (k_BTX, v_BTX),
         };
-        let scale = 1.0 / (q_BHTD.dim(3)? as f32).sqrt();
-        self.out.forward(&merge_heads(&kernels::attention(&q_BHTD, &k_BGSD, &v_BGSD, context.mask, scale)?)?)
+        let width = context.rope.head_dim();
+        let scale = 1.0 / (width as f32).sqrt();
+        self.out.forward(&kernels::attention_rows(&q_BTX, &k_BSX, &v_BSX, width, context.mask, scale)?)
     }
 }

@@ -1,7 +1,7 @@
 //! Layers that towers, projectors and language models share: a linear, two norms and the activations, each with the
 //! parameters it asks for.
 //!
-//! Shape suffixes: X any leading axes, I inputs, O outputs, D width, B batch, T query positions, H heads.
+//! Shape suffixes: X any leading axes, I inputs, O outputs, D width.
 #![expect(non_snake_case, reason = "shape suffixes")]
 
 use candle_core::Tensor;
@@ -98,15 +98,4 @@ impl Activation {
             Self::GeluTanh => kernels::gelu_tanh(x)?,
         })
     }
-}
-
-/// `[B, T, heads * D]` to `[B, heads, T, D]`.
-pub(crate) fn split_heads(x_BTO: &Tensor, heads: usize) -> Result<Tensor, ModelError> {
-    let (batch, length, width) = x_BTO.dims3()?;
-    Ok(x_BTO.reshape((batch, length, heads, width / heads))?.transpose(1, 2)?.contiguous()?)
-}
-
-/// `[B, heads, T, D]` to `[B, T, heads * D]`.
-pub(crate) fn merge_heads(x_BHTD: &Tensor) -> Result<Tensor, ModelError> {
-    Ok(x_BHTD.transpose(1, 2)?.contiguous()?.flatten_from(2)?)
 }

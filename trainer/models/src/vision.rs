@@ -13,7 +13,7 @@ use vela_kernels::{self as kernels, AttentionMask};
 
 use crate::ModelError;
 use crate::config::{Activation, FeatureConfig, VisionConfig, VisionFamily};
-use crate::layers::{LayerNorm, Linear, LinearShape, merge_heads, split_heads};
+use crate::layers::{LayerNorm, Linear, LinearShape};
 use crate::params::{Params, Specs};
 
 /// Where a tower's parameters are in a `LlavaForConditionalGeneration` file.
@@ -226,9 +226,9 @@ impl Block {
     }
 
     fn attend(&self, x_NSD: &Tensor) -> Result<Tensor, ModelError> {
-        let head = |linear: &Linear| split_heads(&linear.forward(x_NSD)?, self.num_heads);
-        let (q, k, v) = (head(&self.query)?, head(&self.key)?, head(&self.value)?);
-        let scale = 1.0 / (q.dim(3)? as f32).sqrt();
-        self.out.forward(&merge_heads(&kernels::attention(&q, &k, &v, &AttentionMask::Full, scale)?)?)
+        let (q, k, v) = (self.query.forward(x_NSD)?, self.key.forward(x_NSD)?, self.value.forward(x_NSD)?);
+        let width = x_NSD.dim(2)? / self.num_heads;
+        let scale = 1.0 / (width as f32).sqrt();
+        self.out.forward(&kernels::attention_rows(&q, &k, &v, width, &AttentionMask::Full, scale)?)
     }
 }
