@@ -1,12 +1,15 @@
-//! The one module with `unsafe`: a checked door to the `gemm` crate's products over slices, and loops compiled for
-//! the processor's wide vectors.
+//! The one module with `unsafe`: a checked door to matrix products over slices (our own where the processor has 512-bit
+//! vectors, the `gemm` crate's elsewhere), and loops compiled for the processor's wide vectors.
 //!
 //! A product runs on the calling thread; callers split work into blocks whose sizes depend on shapes alone, so the
 //! order of every sum is the same for any number of threads.
 #![expect(
     unsafe_code,
-    reason = "gemm takes pointers, checked here first; vector instructions are asked for at run time"
+    reason = "products take pointers, checked here first; vector instructions are asked for at run time"
 )]
+
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 
 use gemm::Parallelism;
 use rayon::prelude::*;
@@ -56,6 +59,11 @@ pub(crate) fn product(dst: &mut [f32], dst_stride: usize, a: Mat<'_>, b: Mat<'_>
     assert_eq!(a.cols, b.rows, "inner dimensions must agree");
     assert!(a.rows <= 1 || dst_stride >= b.cols, "rows of the result must not overlap");
     assert!(span(a.rows, b.cols, dst_stride) <= dst.len(), "the result must lie within its slice");
+    #[cfg(target_arch = "x86_64")]
+    if a.cols > 0 && avx512::is_available() {
+        // SAFETY: the processor was just asked; `a` and `b` were checked at construction, `dst` just above.
+        return unsafe { avx512::product(dst.as_mut_ptr(), dst_stride, a, b, accumulate) };
+    }
     // SAFETY: `a` and `b` were checked against their slices at construction (a transpose spans the same elements),
     // `dst` just above; `dst` is borrowed mutably, so it overlaps neither; strides fit isize because slices do.
     unsafe {
@@ -83,14 +91,25 @@ pub(crate) fn product(dst: &mut [f32], dst_stride: usize, a: Mat<'_>, b: Mat<'_>
     }
 }
 
-/// Runs `body` compiled for 256-bit vectors where the processor has them; what it calls must be `#[inline(always)]`.
+/// Runs `body` compiled for the widest vectors the processor has; what it calls must be `#[inline(always)]`.
 #[inline(always)]
 pub(crate) fn vectorised<R>(body: impl FnOnce() -> R) -> R {
+    #[cfg(target_arch = "x86_64")]
+    if avx512::is_available() {
+        // SAFETY: the processor was just asked whether it has the instructions.
+        return unsafe { with_avx512(body) };
+    }
     #[cfg(target_arch = "x86_64")]
     if std::arch::is_x86_feature_detected!("avx2") {
         // SAFETY: the processor was just asked whether it has the instructions.
         return unsafe { with_avx2(body) };
     }
+    body()
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+fn with_avx512<R>(body: impl FnOnce() -> R) -> R {
     body()
 }
 
