@@ -9,6 +9,7 @@
 
 mod activation;
 mod adamw;
+mod add;
 mod attention;
 mod cpu;
 mod embedding;
@@ -21,9 +22,11 @@ mod rope;
 mod simd;
 mod softmax;
 mod splice;
+mod tape;
 
 pub use activation::{gelu_erf, gelu_tanh, quick_gelu, silu, swiglu};
 pub use adamw::{AdamWStep, adamw_step, clip_coefficient, square_sum};
+pub use add::add;
 pub use attention::{AttentionMask, attention, attention_rows};
 pub use embedding::embedding;
 pub use error::{KernelError, Result};
@@ -33,3 +36,4 @@ pub use norm::{layer_norm, rms_norm};
 pub use rope::{Llama3Scaling, RopeTable, rope, rope_rows};
 pub use softmax::softmax;
 pub use splice::splice_rows;
+pub use tape::{Tape, reshape};

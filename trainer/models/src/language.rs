@@ -219,10 +219,10 @@ impl Block {
         cache: Option<&mut KvCache>,
     ) -> Result<Tensor, ModelError> {
         let attended_BTD = self.attend(&self.norm1.forward(x_BTD)?, context, cache)?;
-        let x_BTD = (x_BTD + attended_BTD)?;
+        let x_BTD = kernels::add(x_BTD, &attended_BTD)?;
         let normed_BTD = self.norm2.forward(&x_BTD)?;
         let inner = kernels::swiglu(&self.gate.forward(&normed_BTD)?, &self.up.forward(&normed_BTD)?)?;
-        Ok((&x_BTD + self.down.forward(&inner)?)?)
+        Ok(kernels::add(&x_BTD, &self.down.forward(&inner)?)?)
     }
 
     fn attend(&self, x_BTD: &Tensor, context: &Context<'_>, cache: Option<&mut KvCache>) -> Result<Tensor, ModelError> {

@@ -102,7 +102,18 @@ impl VisionTower {
         if self.class_D.is_none() || self.features.keep_class_token {
             return Ok(features_NSF);
         }
-        Ok(features_NSF.narrow(1, 1, self.config.num_patches())?.contiguous()?)
+        self.without_class_token(&features_NSF)
+    }
+
+    /// The rows of patches, by number: the class token is the first of each image.
+    fn without_class_token(&self, features_NSF: &Tensor) -> Result<Tensor, ModelError> {
+        let (num_images, positions, width) = features_NSF.dims3()?;
+        let (positions, num_images) = (positions as u32, num_images as u32);
+        let rows: Vec<u32> =
+            (0..num_images).flat_map(|image| (1..positions).map(move |patch| image * positions + patch)).collect();
+        let rows_NP = Tensor::from_vec(rows, (num_images as usize, positions as usize - 1), features_NSF.device())?;
+        let flat = kernels::reshape(features_NSF, ((num_images * positions) as usize, width))?;
+        Ok(kernels::embedding(&rows_NP, &flat)?)
     }
 
     /// `hidden_states[0..=k]` of `transformers`, each `[N, S, D]`, up to the last one that features are taken from.
@@ -220,9 +231,9 @@ impl Block {
 
     fn forward(&self, x_NSD: &Tensor) -> Result<Tensor, ModelError> {
         let attended_NSD = self.attend(&self.norm1.forward(x_NSD)?)?;
-        let x_NSD = (x_NSD + attended_NSD)?;
+        let x_NSD = kernels::add(x_NSD, &attended_NSD)?;
         let inner = self.activation.forward(&self.fc1.forward(&self.norm2.forward(&x_NSD)?)?)?;
-        Ok((&x_NSD + self.fc2.forward(&inner)?)?)
+        Ok(kernels::add(&x_NSD, &self.fc2.forward(&inner)?)?)
     }
 
     fn attend(&self, x_NSD: &Tensor) -> Result<Tensor, ModelError> {

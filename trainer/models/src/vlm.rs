@@ -126,7 +126,7 @@ impl Vlm {
     /// global number of labels; [`ModelBatch::num_labels`] counts a batch's.
     pub fn loss(&self, batch: &ModelBatch) -> Result<Tensor, ModelError> {
         let hidden_BTD = self.trained.hidden(batch)?;
-        self.trained.language.loss(&hidden_BTD.flatten_to(1)?, &batch.shifted_labels()?)
+        self.trained.language.loss(&flat_rows(&hidden_BTD)?, &batch.shifted_labels()?)
     }
 
     /// Logits `[B, T, V]`, without a graph.
@@ -179,13 +179,13 @@ impl Modules {
                 rows => Err(ModelError::input("image rows", "none in a batch without pixels", rows.len())),
             };
         };
-        let features_MD = self.image_features(pixels)?.flatten_to(1)?;
+        let features_MD = flat_rows(&self.image_features(pixels)?)?;
         if features_MD.dim(0)? != image_rows.len() {
             let expected = format!("{} (images of the batch times tokens per image)", features_MD.dim(0)?);
             return Err(ModelError::input("image rows", expected, image_rows.len()));
         }
-        let spliced_ND = kernels::splice_rows(&x_BTD.flatten_to(1)?, image_rows, &features_MD)?;
-        Ok(spliced_ND.reshape(x_BTD.shape())?)
+        let spliced_ND = kernels::splice_rows(&flat_rows(&x_BTD)?, image_rows, &features_MD)?;
+        Ok(kernels::reshape(&spliced_ND, x_BTD.shape())?)
     }
 
     fn image_features(&self, pixels_NCHW: &Tensor) -> Result<Tensor, ModelError> {
@@ -202,6 +202,12 @@ impl Modules {
         let mask = AttentionMask::Causal { documents_BT: None, offset: cache.len() };
         self.language.forward(x_BTD, positions_BT, &mask, Some(cache))
     }
+}
+
+/// `[.., .., D]` as rows of `D`.
+fn flat_rows(x_BTD: &Tensor) -> Result<Tensor, ModelError> {
+    let (rows, columns, width) = x_BTD.dims3()?;
+    Ok(kernels::reshape(x_BTD, (rows * columns, width))?)
 }
 
 /// Every parameter of a model of this config.

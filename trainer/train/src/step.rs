@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use candle_core::backprop::GradStore;
+use vela_kernels::Tape;
 use vela_models::Vlm;
 use vela_types::{Batch, BatchSource, IGNORE_LABEL, Position};
 
@@ -76,15 +77,16 @@ impl Stepper {
         let image_tokens = self.model.image_tokens() as u32;
         let inputs = to_model_batch(batch, image_tokens, &self.pixels, self.model.device())?;
         let share = 1.0 / batch.step_label_tokens as f64;
-        let loss = self.model.loss(&inputs)?.affine(share, 0.0)?;
-        let mut store: GradStore = loss.backward()?;
+        let (loss, tape) = Tape::record(|| self.model.loss(&inputs));
+        let loss = loss?;
+        let mut store: GradStore = tape.backward(&loss, share as f32)?;
         self.gradient_check.check_frozen(&self.model, &store)?;
         for (name, var) in self.model.params().trainable() {
             if let Some(gradient) = store.remove(var.as_tensor()) {
                 gradients.add(name, gradient)?;
             }
         }
-        Ok(f64::from(loss.to_scalar::<f32>()?))
+        Ok(f64::from(loss.to_scalar::<f32>()? * share as f32))
     }
 }
 

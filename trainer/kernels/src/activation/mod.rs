@@ -5,6 +5,7 @@ mod cpu;
 use candle_core::Tensor;
 
 use crate::error::{InOp, Result, check_dims, check_f32};
+use crate::tape;
 
 /// `x * Phi(x)` with the exact normal distribution function (PyTorch `gelu`).
 ///
@@ -48,10 +49,10 @@ pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     check_f32(OP, "up", up)?;
     check_dims(OP, "up", up, gate.dims())?;
     let (gate, up) = (gate.contiguous().in_op(OP)?, up.contiguous().in_op(OP)?);
-    gate.apply_op2(&up, cpu::SwiGlu).in_op(OP)
+    tape::apply2(&gate, &up, cpu::SwiGlu).in_op(OP)
 }
 
 fn apply<A: cpu::Activation>(x: &Tensor, activation: A) -> Result<Tensor> {
     check_f32(A::NAME, "x", x)?;
-    x.contiguous().and_then(|x| x.apply_op1(cpu::Elementwise(activation))).in_op(A::NAME)
+    x.contiguous().and_then(|x| tape::apply1(&x, cpu::Elementwise(activation))).in_op(A::NAME)
 }

@@ -7,6 +7,7 @@ use rayon::prelude::*;
 
 use super::AdamWStep;
 use crate::cpu::{contiguous, contiguous_mut, with_values};
+use crate::machine::vectorised;
 
 /// Elements per task; also the unit of the fixed summation order.
 const CHUNK: usize = 16 * 1024;
@@ -47,6 +48,7 @@ impl Scalars {
         }
     }
 
+    #[inline(always)]
     fn update(&self, param: &mut [f32], grad: &[f32], m: &mut [f32], v: &mut [f32]) {
         for (((p, &g), m), v) in param.iter_mut().zip(grad).zip(m).zip(v) {
             let g = g * self.grad_scale;
@@ -70,12 +72,20 @@ impl InplaceOp2 for AdamWOp<'_> {
         let mut moments = self.moments.lock().unwrap_or_else(PoisonError::into_inner);
         let (m, v) = &mut *moments;
         if param.len() <= CHUNK {
-            scalars.update(param, grad, m, v);
+            vectorised(
+                #[inline(always)]
+                || scalars.update(param, grad, m, v),
+            );
             return Ok(());
         }
         (param.par_chunks_mut(CHUNK), grad.par_chunks(CHUNK), m.par_chunks_mut(CHUNK), v.par_chunks_mut(CHUNK))
             .into_par_iter()
-            .for_each(|(p, g, m, v)| scalars.update(p, g, m, v));
+            .for_each(|(p, g, m, v)| {
+                vectorised(
+                    #[inline(always)]
+                    || scalars.update(p, g, m, v),
+                );
+            });
         Ok(())
     }
 }

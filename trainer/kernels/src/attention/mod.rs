@@ -5,6 +5,7 @@ mod cpu;
 use candle_core::{DType, Tensor};
 
 use crate::error::{InOp, KernelError, Result, check_cpu, check_f32};
+use crate::tape;
 
 /// Which keys a query sees.
 #[derive(Debug, Clone)]
@@ -97,7 +98,7 @@ fn apply(qkv: [&Tensor; 3], shape: cpu::Heads, mask: &AttentionMask, scale: f32)
     };
     let rows = |t: &Tensor| if t.stride().last() == Some(&1) { Ok(t.clone()) } else { t.contiguous() };
     let (q, k, v) = (rows(q).in_op(OP)?, rows(k).in_op(OP)?, rows(v).in_op(OP)?);
-    q.apply_op3(&k, &v, cpu::Attention::new(shape, scale, offset, documents)).in_op(OP)
+    tape::apply3([&q, &k, &v], cpu::Attention::new(shape, scale, offset, documents)).in_op(OP)
 }
 
 /// The documents as one row-major list, checked against the shapes.

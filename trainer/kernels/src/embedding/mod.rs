@@ -5,6 +5,7 @@ mod cpu;
 use candle_core::{DType, Tensor};
 
 use crate::error::{InOp, KernelError, Result, check_cpu, check_f32};
+use crate::tape;
 
 /// The row of `table_VD` for each id: ids (u32) of any shape give `[ids.., D]`.
 ///
@@ -27,5 +28,6 @@ pub fn embedding(ids: &Tensor, table_VD: &Tensor) -> Result<Tensor> {
     }
     let mut dims = ids.dims().to_vec();
     dims.push(width);
-    table_VD.contiguous().and_then(|table| table.apply_op1(cpu::Embedding { ids: flat, dims })).in_op(OP)
+    let table_VD = table_VD.contiguous().in_op(OP)?;
+    tape::apply_rows(&table_VD, &flat.clone(), cpu::Embedding { ids: flat, dims }).in_op(OP)
 }

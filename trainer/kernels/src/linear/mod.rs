@@ -5,6 +5,7 @@ mod cpu;
 use candle_core::Tensor;
 
 use crate::error::{InOp, KernelError, Result, check_dims, check_f32, last_dim};
+use crate::tape;
 
 /// `x w^T + b`: `x_XI` of any leading dimensions, `w_OI`, `b_O`, giving `[X.., O]`.
 ///
@@ -31,7 +32,7 @@ pub fn linear(x_XI: &Tensor, w_OI: &Tensor, b_O: Option<&Tensor>) -> Result<Tens
     }
     let (x_XI, w_OI) = (x_XI.contiguous().in_op(OP)?, w_OI.contiguous().in_op(OP)?);
     match b_O {
-        Some(b_O) => x_XI.apply_op3(&w_OI, &b_O.contiguous().in_op(OP)?, cpu::Linear).in_op(OP),
-        None => x_XI.apply_op2(&w_OI, cpu::Linear).in_op(OP),
+        Some(b_O) => tape::apply3([&x_XI, &w_OI, &b_O.contiguous().in_op(OP)?], cpu::Linear).in_op(OP),
+        None => tape::apply2(&x_XI, &w_OI, cpu::Linear).in_op(OP),
     }
 }

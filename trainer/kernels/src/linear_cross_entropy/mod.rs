@@ -5,6 +5,7 @@ mod cpu;
 use candle_core::Tensor;
 
 use crate::error::{InOp, KernelError, Result, check_dims, check_f32};
+use crate::tape;
 
 /// The label of a row that carries no loss.
 pub const IGNORE_LABEL: i32 = -100;
@@ -22,7 +23,7 @@ pub fn linear_cross_entropy(hidden_ND: &Tensor, weight_VD: &Tensor, labels: &[i3
     let (rows, targets) = check(hidden_ND, weight_VD, labels)?;
     let (hidden_ND, weight_VD) = (hidden_ND.contiguous().in_op(OP)?, weight_VD.contiguous().in_op(OP)?);
     let wants = cpu::Wants { hidden: hidden_ND.track_op(), weight: weight_VD.track_op() };
-    hidden_ND.apply_op2(&weight_VD, cpu::LinearCrossEntropy::new(rows, targets, wants)).in_op(OP)
+    tape::apply2(&hidden_ND, &weight_VD, cpu::LinearCrossEntropy::new(rows, targets, wants)).in_op(OP)
 }
 
 const OP: &str = "linear_cross_entropy";

@@ -5,6 +5,7 @@ pub(crate) mod cpu;
 use candle_core::Tensor;
 
 use crate::error::{InOp, Result, check_f32, last_dim};
+use crate::tape;
 
 /// Softmax over the last dimension, shifted by each row's maximum.
 ///
@@ -13,5 +14,5 @@ use crate::error::{InOp, Result, check_f32, last_dim};
 pub fn softmax(x: &Tensor) -> Result<Tensor> {
     check_f32("softmax", "x", x)?;
     last_dim("softmax", "x", x)?;
-    x.contiguous().and_then(|x| x.apply_op1(cpu::Softmax)).in_op("softmax")
+    x.contiguous().and_then(|x| tape::apply1(&x, cpu::Softmax)).in_op("softmax")
 }
