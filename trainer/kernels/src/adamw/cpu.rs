@@ -101,6 +101,14 @@ pub(super) fn square_sum(t: &Tensor) -> candle_core::Result<f64> {
 }
 
 fn chunk_square_sum(values: &[f32]) -> f64 {
+    vectorised(
+        #[inline(always)]
+        || square_sum_of(values),
+    )
+}
+
+#[inline(always)]
+fn square_sum_of(values: &[f32]) -> f64 {
     let mut lanes = [0f64; LANES];
     let chunks = values.chunks_exact(LANES);
     let rest: f64 = chunks.remainder().iter().map(|&x| f64::from(x) * f64::from(x)).sum();

@@ -5,8 +5,9 @@
 //! changes no bit.
 
 use std::arch::x86_64::{
-    __m512, __mmask16, _mm512_add_ps, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps,
-    _mm512_set1_ps, _mm512_setzero_ps,
+    __m512, __mmask16, _mm512_add_ps, _mm512_castpd_ps, _mm512_castps_pd, _mm512_fmadd_ps, _mm512_loadu_ps,
+    _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps, _mm512_set1_ps, _mm512_setzero_ps, _mm512_shuffle_f32x4,
+    _mm512_storeu_ps, _mm512_unpackhi_pd, _mm512_unpackhi_ps, _mm512_unpacklo_pd, _mm512_unpacklo_ps,
 };
 use std::cell::RefCell;
 
@@ -70,7 +71,8 @@ fn mask(lanes: usize) -> __mmask16 {
 }
 
 /// Copies `depth` rows of some columns of `b` into rows of `width` values, the missing ones zero.
-#[inline(always)]
+#[inline]
+#[target_feature(enable = "avx512f")]
 fn pack(
     panel: &mut [f32],
     width: usize,
@@ -78,6 +80,7 @@ fn pack(
     (first, depth): (usize, usize),
     (column, columns): (usize, usize),
 ) {
+    assert!(b.col_stride == 1 || b.row_stride == 1, "a matrix or its transpose must have rows of neighbours");
     let values = &b.values[first * b.row_stride + column * b.col_stride..];
     if b.col_stride == 1 {
         for (k, row) in panel.chunks_exact_mut(width).take(depth).enumerate() {
@@ -86,13 +89,51 @@ fn pack(
         }
         return;
     }
-    if columns < width {
-        panel[..depth * width].fill(0.0);
+    let mut tile = [[0f32; LANES]; LANES];
+    for (side, k) in (0..width).step_by(LANES).flat_map(|side| (0..depth).step_by(LANES).map(move |k| (side, k))) {
+        let (count, terms) = (columns.saturating_sub(side).min(LANES), LANES.min(depth - k));
+        for (j, row) in tile.iter_mut().enumerate() {
+            match j < count {
+                true => row[..terms].copy_from_slice(&values[(side + j) * b.col_stride + k..][..terms]),
+                false => row.fill(0.0),
+            }
+        }
+        turn(&mut tile);
+        for (row, turned) in panel[k * width..].chunks_exact_mut(width).zip(&tile).take(terms) {
+            row[side..side + LANES].copy_from_slice(turned);
+        }
     }
-    for j in 0..columns {
-        let column = &values[j * b.col_stride..];
-        for (k, row) in panel.chunks_exact_mut(width).take(depth).enumerate() {
-            row[j] = column[k * b.row_stride];
+}
+
+/// Transposes a tile in registers: pairs, then quads, then the four quarters.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn turn(tile: &mut [[f32; LANES]; LANES]) {
+    // SAFETY: each row holds 16 values.
+    let rows = tile.each_ref().map(|row| unsafe { _mm512_loadu_ps(row.as_ptr()) });
+    let mut quads = [_mm512_setzero_ps(); LANES];
+    for g in (0..LANES).step_by(4) {
+        let low = [_mm512_unpacklo_ps(rows[g], rows[g + 1]), _mm512_unpacklo_ps(rows[g + 2], rows[g + 3])];
+        let high = [_mm512_unpackhi_ps(rows[g], rows[g + 1]), _mm512_unpackhi_ps(rows[g + 2], rows[g + 3])];
+        for (c, [a, b]) in [low, high].into_iter().enumerate() {
+            let (a, b) = (_mm512_castps_pd(a), _mm512_castps_pd(b));
+            quads[g + 2 * c] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, b));
+            quads[g + 2 * c + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, b));
+        }
+    }
+    for c in 0..4 {
+        let [a, b, d, e] = [quads[c], quads[4 + c], quads[8 + c], quads[12 + c]];
+        let even = (_mm512_shuffle_f32x4::<0x88>(a, b), _mm512_shuffle_f32x4::<0x88>(d, e));
+        let odd = (_mm512_shuffle_f32x4::<0xdd>(a, b), _mm512_shuffle_f32x4::<0xdd>(d, e));
+        let turned = [
+            (c, _mm512_shuffle_f32x4::<0x88>(even.0, even.1)),
+            (4 + c, _mm512_shuffle_f32x4::<0x88>(odd.0, odd.1)),
+            (8 + c, _mm512_shuffle_f32x4::<0xdd>(even.0, even.1)),
+            (12 + c, _mm512_shuffle_f32x4::<0xdd>(odd.0, odd.1)),
+        ];
+        for (row, values) in turned {
+            // SAFETY: the row holds 16 values.
+            unsafe { _mm512_storeu_ps(tile[row].as_mut_ptr(), values) }
         }
     }
 }

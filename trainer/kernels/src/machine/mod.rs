@@ -56,22 +56,31 @@ fn span(rows: usize, cols: usize, row_stride: usize) -> usize {
 
 /// `dst = a b`, or `dst += a b`; row `i` of `dst` starts at `i * dst_stride`.
 pub(crate) fn product(dst: &mut [f32], dst_stride: usize, a: Mat<'_>, b: Mat<'_>, accumulate: bool) {
-    assert_eq!(a.cols, b.rows, "inner dimensions must agree");
     assert!(a.rows <= 1 || dst_stride >= b.cols, "rows of the result must not overlap");
     assert!(span(a.rows, b.cols, dst_stride) <= dst.len(), "the result must lie within its slice");
+    // SAFETY: `dst` was checked just above; it is borrowed mutably, so it overlaps neither factor.
+    unsafe { product_at(dst.as_mut_ptr(), dst_stride, a, b, accumulate) }
+}
+
+/// [`product`] into memory.
+///
+/// # Safety
+/// `a.rows` rows of `b.cols` values, `dst_stride` apart from `dst` on, are writable, no one else's, and part of neither factor.
+unsafe fn product_at(dst: *mut f32, dst_stride: usize, a: Mat<'_>, b: Mat<'_>, accumulate: bool) {
+    assert_eq!(a.cols, b.rows, "inner dimensions must agree");
     #[cfg(target_arch = "x86_64")]
     if a.cols > 0 && avx512::is_available() {
-        // SAFETY: the processor was just asked; `a` and `b` were checked at construction, `dst` just above.
-        return unsafe { avx512::product(dst.as_mut_ptr(), dst_stride, a, b, accumulate) };
+        // SAFETY: the processor was just asked; factors were checked at construction, the caller vouches for `dst`.
+        return unsafe { avx512::product(dst, dst_stride, a, b, accumulate) };
     }
-    // SAFETY: `a` and `b` were checked against their slices at construction (a transpose spans the same elements),
-    // `dst` just above; `dst` is borrowed mutably, so it overlaps neither; strides fit isize because slices do.
+    // SAFETY: `a` and `b` were checked against their slices at construction (a transpose spans the same elements), the
+    // caller vouches for `dst`; strides fit isize because slices do.
     unsafe {
         gemm::gemm(
             a.rows,
             b.cols,
             a.cols,
-            dst.as_mut_ptr(),
+            dst,
             1,
             dst_stride as isize,
             accumulate,
@@ -153,22 +162,26 @@ fn fill_rows(dst: &mut [f32], bias: Option<&[f32]>) {
     }
 }
 
-/// Few rows and many outputs (decoding): the transposed result by blocks of outputs, then turned.
+/// A result whose columns several tasks write.
+struct Columns(*mut f32);
+
+// SAFETY: each task writes columns of its own.
+unsafe impl Sync for Columns {}
+
+/// Few rows and many outputs (decoding, a large vocabulary): blocks of outputs.
 fn map_few_rows(dst: &mut [f32], x: &[f32], w: Mat<'_>, bias: Option<&[f32]>) {
     let (inner, outputs) = (w.rows, w.cols);
-    let rows = dst.len() / outputs;
-    let mut turned = vec![0f32; dst.len()];
-    let x_t = Mat::rows(x, inner).t();
-    turned.par_chunks_mut(ROWS * rows).enumerate().for_each(|(block, turned)| {
+    fill_rows(dst, bias);
+    let x = Mat::rows(x, inner);
+    assert!(span(x.rows, outputs, outputs) <= dst.len(), "the result must lie within its slice");
+    let columns = Columns(dst.as_mut_ptr());
+    (0..outputs.div_ceil(ROWS)).into_par_iter().for_each(|block| {
+        let columns = &columns;
         let start = block * ROWS;
-        let w_t = Mat { values: &w.values[start * w.col_stride..], rows: turned.len() / rows, ..w.t() };
-        product(turned, rows, w_t, x_t, false);
+        let w = Mat { values: &w.values[start * w.col_stride..], cols: ROWS.min(outputs - start), ..w };
+        // SAFETY: the whole result was checked just above; blocks share no column.
+        unsafe { product_at(columns.0.add(start), outputs, x, w, bias.is_some()) }
     });
-    for (r, row) in dst.chunks_exact_mut(outputs).enumerate() {
-        for (o, y) in row.iter_mut().enumerate() {
-            *y = turned[o * rows + r] + bias.map_or(0.0, |bias| bias[o]);
-        }
-    }
 }
 
 /// `dst[O, I] = (or +=) g[M, O]^T x[M, I]`: the sum over rows, in an order fixed by the shapes.
