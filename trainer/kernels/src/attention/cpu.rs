@@ -13,6 +13,8 @@ use crate::softmax::cpu::softmax_in_place;
 
 /// Queries per block: with few hundred keys its weights stay in the second-level cache.
 const QUERIES: usize = 64;
+/// Rows of scores start at multiples of it, and what is computed of them is one: no element is left to a scalar loop.
+const LANES: usize = 16;
 
 /// The sizes of one attention, and whether heads come before tokens in memory.
 #[derive(Clone, Copy)]
@@ -99,6 +101,8 @@ struct Block {
     count: usize,
     /// Keys that any query of the block sees.
     keys: usize,
+    /// Between rows of scores.
+    stride: usize,
 }
 
 impl Attention {
@@ -113,7 +117,9 @@ impl Attention {
         (0..heads).flat_map(move |head| {
             (0..queries).step_by(QUERIES).map(move |first| {
                 let count = QUERIES.min(queries - first);
-                Block { batch, head, group: head / (heads / groups), first, count, keys: keys(first + count - 1) }
+                let keys = keys(first + count - 1);
+                let stride = keys.next_multiple_of(LANES);
+                Block { batch, head, group: head / (heads / groups), first, count, keys, stride }
             })
         })
     }
@@ -128,24 +134,31 @@ impl Attention {
         self.documents.as_ref().map(|documents| &documents[batch * self.shape.keys..][..self.shape.keys])
     }
 
-    /// Calls `body(row of scores the query sees, is padding)` after scaling and masking; the rest of the row is zero.
+    /// Calls `body(row, scores)` for every row that is not padding after scaling and masking: the scores the query sees
+    /// and some of minus infinity. The rest of the row, and rows of padding, become zero.
     #[inline(always)]
-    fn for_rows(&self, block: Block, scores: &mut [f32], mut body: impl FnMut(usize, &mut [f32], bool)) {
+    fn for_rows(&self, block: Block, scores: &mut [f32], mut body: impl FnMut(usize, &mut [f32])) {
         let documents = self.documents(block.batch);
-        for (i, row) in scores.chunks_exact_mut(block.keys).enumerate() {
+        for (i, row) in scores.chunks_exact_mut(block.stride).enumerate() {
             let query = block.first + i;
-            let (row, unseen) = row.split_at_mut(self.seen(query));
-            unseen.fill(0.0);
-            row.iter_mut().for_each(|x| *x *= self.scale);
-            let mut padding = false;
-            if let Some(documents) = documents {
-                let own = documents[query];
-                padding = own == 0;
-                for (x, &document) in row.iter_mut().zip(documents) {
-                    *x = if document == own { *x } else { f32::NEG_INFINITY };
-                }
+            let seen = self.seen(query);
+            let own = documents.map_or(1, |documents| documents[query]);
+            if own == 0 {
+                row.fill(0.0);
+                continue;
             }
-            body(i, row, padding);
+            let (row, rest) = row.split_at_mut(seen.next_multiple_of(LANES));
+            rest.fill(0.0);
+            row[seen..].fill(f32::NEG_INFINITY);
+            match documents {
+                Some(documents) => {
+                    for (x, &document) in row.iter_mut().zip(&documents[..seen]) {
+                        *x = if document == own { *x * self.scale } else { f32::NEG_INFINITY };
+                    }
+                }
+                None => row.iter_mut().for_each(|x| *x *= self.scale),
+            }
+            body(i, row);
         }
     }
 
@@ -155,12 +168,12 @@ impl Attention {
         let mut out = vec![0f32; batch * heads * queries * width];
         let mut log_sums = vec![0f32; batch * heads * queries];
         let task = |batch: usize, out: &mut [f32], log_sums: &mut [f32]| {
-            let mut scores = vec![0f32; QUERIES * keys];
+            let mut scores = vec![0f32; QUERIES * keys.next_multiple_of(LANES)];
             for block in self.blocks(batch) {
-                let scores = &mut scores[..block.count * block.keys];
+                let scores = &mut scores[..block.count * block.stride];
                 let log_sums = &mut log_sums[block.head * queries + block.first..];
                 let rows = q.rows(batch, block.head, block.first, block.count);
-                product(scores, block.keys, rows, k.rows(batch, block.group, 0, block.keys).t(), false);
+                product(scores, block.stride, rows, k.rows(batch, block.group, 0, block.keys).t(), false);
                 vectorised(
                     #[inline(always)]
                     || {
@@ -168,13 +181,7 @@ impl Attention {
                             block,
                             scores,
                             #[inline(always)]
-                            |i, row, padding| {
-                                if padding {
-                                    row.fill(0.0);
-                                } else {
-                                    log_sums[i] = softmax_in_place(row);
-                                }
-                            },
+                            |i, row| log_sums[i] = softmax_in_place(row),
                         );
                     },
                 );
@@ -182,7 +189,7 @@ impl Attention {
                 product(
                     out,
                     place.token,
-                    Mat::rows(scores, block.keys),
+                    Mat::strided(scores, block.count, block.keys, block.stride),
                     v.rows(batch, block.group, 0, block.keys),
                     false,
                 );
@@ -208,13 +215,15 @@ impl Attention {
         let (mut dk, mut dv) = (vec![0f32; batch * to_k.batch], vec![0f32; batch * to_k.batch]);
         let task = |batch: usize, grads: Grads<'_>| {
             let log_sums = &log_sums[batch * heads * queries..];
-            let (mut weights, mut slopes) = (vec![0f32; QUERIES * keys], vec![0f32; QUERIES * keys]);
+            let size = QUERIES * keys.next_multiple_of(LANES);
+            let (mut weights, mut slopes) = (vec![0f32; size], vec![0f32; size]);
             for block in self.blocks(batch) {
-                let size = block.count * block.keys;
+                let size = block.count * block.stride;
                 let (weights, slopes) = (&mut weights[..size], &mut slopes[..size]);
                 self.block_slopes(block, pass, log_sums, weights, slopes);
                 let (q_at, k_at) = (to_q.at(0, block.head, block.first), to_k.at(0, block.group, 0));
-                let (weights, slopes) = (Mat::rows(weights, block.keys), Mat::rows(slopes, block.keys));
+                let dense = |values| Mat::strided(values, block.count, block.keys, block.stride);
+                let (weights, slopes) = (dense(weights), dense(slopes));
                 let grad = pass.grad.rows(batch, block.head, block.first, block.count);
                 let q = pass.q.rows(batch, block.head, block.first, block.count);
                 product(&mut grads.dv[k_at..], to_k.token, weights.t(), grad, true);
@@ -237,10 +246,17 @@ impl Attention {
 
     /// The block's attention weights, and the gradients of its unscaled scores.
     fn block_slopes(&self, block: Block, pass: &Pass<'_>, log_sums: &[f32], weights: &mut [f32], slopes: &mut [f32]) {
-        let Block { batch, head, group, first, count, keys } = block;
-        product(weights, keys, pass.q.rows(batch, head, first, count), pass.k.rows(batch, group, 0, keys).t(), false);
-        product(slopes, keys, pass.grad.rows(batch, head, first, count), pass.v.rows(batch, group, 0, keys).t(), false);
+        let Block { batch, head, group, first, count, keys, stride } = block;
+        product(weights, stride, pass.q.rows(batch, head, first, count), pass.k.rows(batch, group, 0, keys).t(), false);
+        product(
+            slopes,
+            stride,
+            pass.grad.rows(batch, head, first, count),
+            pass.v.rows(batch, group, 0, keys).t(),
+            false,
+        );
         let log_sums = &log_sums[head * self.shape.queries + first..];
+        let slopes_of = |i: usize| i * stride..(i + 1) * stride;
         vectorised(
             #[inline(always)]
             || {
@@ -248,20 +264,21 @@ impl Attention {
                     block,
                     weights,
                     #[inline(always)]
-                    |i, row, padding| {
+                    |i, row| {
                         let query = first + i;
-                        if padding {
-                            row.fill(0.0);
-                        } else {
-                            row.iter_mut().for_each(|x| *x = exp(*x - log_sums[i]));
-                        }
                         let (out, grad) = (pass.out.row(batch, head, query), pass.grad.row(batch, head, query));
                         let mean = sum_of(out, grad, |out, grad| out * grad);
-                        let (slopes, unseen) = slopes[i * keys..(i + 1) * keys].split_at_mut(row.len());
-                        unseen.fill(0.0);
-                        slopes.iter_mut().zip(row).for_each(|(d, p)| *d = *p * (*d - mean) * self.scale);
+                        let log_sum = log_sums[i];
+                        for (d, p) in slopes[slopes_of(i)].iter_mut().zip(row) {
+                            *p = exp(*p - log_sum);
+                            *d = *p * (*d - mean) * self.scale;
+                        }
                     },
                 );
+                // A key without weight has no slope, also where no row was given to the body.
+                for (p, d) in weights.iter().zip(slopes) {
+                    *d = if *p > 0.0 { *d } else { 0.0 };
+                }
             },
         );
     }
