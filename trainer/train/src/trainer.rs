@@ -52,6 +52,7 @@ pub struct TrainReport {
 /// Before the first step: a recipe, model, processor and data that do not fit one another, a run folder that is taken, a
 /// checkpoint of another run. Later: gradients that are not those asked for, a loss that is not finite, a broken stream.
 pub fn train(recipe: &Recipe, resume: &Resume, shutdown: &Shutdown) -> Result<TrainReport, TrainError> {
+    vela_kernels::keep_freed_memory();
     Trainer::open(recipe, resume)?.run(shutdown)
 }
 

@@ -220,3 +220,23 @@ fn reduce_wide(dst: &mut [f32], g: Mat<'_>, x: Mat<'_>, accumulate: bool) {
         product(dst, x.cols, g.t(), x, accumulate);
     });
 }
+
+/// Tells the allocator to keep freed memory for the next step instead of giving it back to the system page by page: a
+/// step frees and takes the same buffers again, and new pages cost more than most ops. It holds for the whole process;
+/// where the allocator is not glibc's, nothing happens.
+pub fn keep_freed_memory() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    {
+        // `malloc.h`: the size from which a buffer is mapped on its own, and the free memory that is given back.
+        const M_TRIM_THRESHOLD: i32 = -1;
+        const M_MMAP_THRESHOLD: i32 = -3;
+        unsafe extern "C" {
+            fn mallopt(parameter: i32, value: i32) -> i32;
+        }
+        // SAFETY: glibc declares `int mallopt(int, int)`; it takes the allocator's lock. A refused value changes nothing.
+        unsafe {
+            mallopt(M_MMAP_THRESHOLD, 1 << 30);
+            mallopt(M_TRIM_THRESHOLD, i32::MAX);
+        }
+    }
+}
