@@ -8,8 +8,8 @@ use vela_runtime::clap::{self, Args, Parser, Subcommand, ValueEnum};
 use vela_runtime::{ByteSize, CommandError, ExitStatus, Outcome, Progress, Shutdown, run_command};
 
 use crate::{
-    BuildConfig, DemoDataConfig, DialogueMode, InputConfig, PrepareError, PreviewConfig, QuestionKind, Source,
-    build_shards, write_demo_data, write_preview,
+    BuildConfig, DemoDataConfig, DialogueConfig, DialogueMode, InputConfig, PrepareError, PreviewConfig, QuestionKind,
+    Source, build_shards, write_demo_data, write_preview,
 };
 
 /// Raw image-text data sets to shards that a trainer reads.
@@ -57,6 +57,12 @@ struct BuildArgs {
     /// How records become dialogues [default: keep for llava, caption for captions].
     #[arg(long)]
     dialogue: Option<DialogueMode>,
+    /// Most questions that `--dialogue rules` cuts from a caption besides the description.
+    #[arg(long, default_value_t = 5)]
+    max_facts: usize,
+    /// Let `--dialogue rules` ask for the description only where a caption holds no fact.
+    #[arg(long)]
+    no_description: bool,
     /// Seed of drawn prompts.
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -147,7 +153,11 @@ impl From<BuildArgs> for BuildConfig {
     fn from(args: BuildArgs) -> Self {
         let mut input = InputConfig::new(args.source, args.input);
         input.images = args.images;
-        input.dialogue = args.dialogue.unwrap_or(input.dialogue);
+        input.dialogue = DialogueConfig {
+            mode: args.dialogue.unwrap_or(input.dialogue.mode),
+            max_facts: args.max_facts,
+            description: !args.no_description,
+        };
         let defaults = Self::new(vec![input], args.processor, args.output);
         Self {
             seed: args.seed,

@@ -22,7 +22,7 @@ pub use demo::{
     Colour, DemoDataConfig, DemoDataReport, HeldOutQuestion, Object, QuestionKind, Scene, ScenePlan, Shape, Split,
     write_demo_data,
 };
-pub use dialogue::{CAPTION_PROMPTS_EN, CAPTION_PROMPTS_ZH, DialogueMode};
+pub use dialogue::{CAPTION_PROMPTS_EN, CAPTION_PROMPTS_ZH, DialogueConfig, DialogueMode};
 pub use error::PrepareError;
 pub use preview::{PreviewConfig, PreviewReport, write_preview};
 pub use sources::{Emit, Entry, Fault, ImageFolder, InputFile, InputSet, RawCaption, RawContent, RawFile, Source};

@@ -34,7 +34,7 @@ impl Demo {
 
     fn zh(&self) -> InputConfig {
         let images = Some(self.data.sa1b_images.clone());
-        InputConfig { images, dialogue: DialogueMode::Rules, ..InputConfig::new(Source::Sa1b, &self.data.sa1b) }
+        InputConfig { images, dialogue: DialogueMode::Rules.into(), ..InputConfig::new(Source::Sa1b, &self.data.sa1b) }
     }
 
     fn en(&self) -> InputConfig {
@@ -212,7 +212,7 @@ fn defect_8_and_19_a_wrong_number_of_marks_is_counted_and_named_and_never_repair
 fn defect_9_the_seed_alone_decides_prompts_and_dialogues() {
     let demo = Demo::new(12);
     for dialogue in [DialogueMode::Caption, DialogueMode::Rules] {
-        let input = InputConfig { dialogue, ..demo.zh() };
+        let input = InputConfig { dialogue: dialogue.into(), ..demo.zh() };
         let build_seed = |seed, name: &str| {
             let config = BuildConfig { seed, ..demo.config(vec![input.clone()], &format!("{name}-{dialogue:?}")) };
             build(&config);

@@ -14,25 +14,28 @@ use crate::ProcessorError;
 use crate::folder::{TOKENIZER_CONFIG_FILE, TOKENIZER_FILE};
 use crate::tokenizer::QWEN2_SPLIT;
 
-/// ChatML: each turn between `<|im_start|>` and `<|im_end|>`, nothing added.
-const CHATML: &str = "\
+/// One token opens a user turn, one an answer, one closes each: in a small model every other token would cost as much
+/// as a word of the question.
+const CHAT_TEMPLATE: &str = "\
 {%- for message in messages -%}
-    {{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' -}}
+    {{- '<|' + message.role + '|>' + message.content + '<|end|>' -}}
 {%- endfor -%}
 {%- if add_generation_prompt -%}
-    {{- '<|im_start|>assistant\\n' -}}
+    {{- '<|assistant|>' -}}
 {%- endif -%}";
 
 const END_OF_TEXT: &str = "<|endoftext|>";
-const END_OF_TURN: &str = "<|im_end|>";
+const END_OF_TURN: &str = "<|end|>";
+const OPENINGS: [&str; 3] = ["<|system|>", "<|user|>", "<|assistant|>"];
 
-/// Trains a byte-level BPE tokenizer of at most `vocab_size` tokens (Qwen2's normalizer and split, ChatML's special
-/// tokens and template) and returns its files as (name, content). The same texts give the same bytes.
+/// Trains a byte-level BPE tokenizer of at most `vocab_size` tokens (Qwen2's normalizer and split, a template with
+/// one special token per role) and returns its files as (name, content). The same texts give the same bytes.
 ///
 /// # Errors
-/// If `vocab_size` has no room for the 256 bytes and four special tokens, or the library fails.
+/// If `vocab_size` has no room for the 256 bytes and six special tokens, or the library fails.
 pub fn train_tokenizer(texts: &[&str], vocab_size: usize) -> Result<Vec<(String, String)>, ProcessorError> {
-    let specials = [END_OF_TEXT, "<|im_start|>", END_OF_TURN, IMAGE_MARK];
+    let [system, user, assistant] = OPENINGS;
+    let specials = [END_OF_TEXT, system, user, assistant, END_OF_TURN, IMAGE_MARK];
     let minimum = 256 + specials.len();
     if vocab_size < minimum {
         let reason = format!("expected a vocabulary of at least {minimum} tokens, found {vocab_size}");
@@ -64,7 +67,7 @@ pub fn train_tokenizer(texts: &[&str], vocab_size: usize) -> Result<Vec<(String,
         "pad_token": END_OF_TEXT,
         "unk_token": null,
         "clean_up_tokenization_spaces": false,
-        "chat_template": CHATML,
+        "chat_template": CHAT_TEMPLATE,
     });
     let config = format!("{config:#}\n");
     Ok(vec![(TOKENIZER_FILE.into(), tokenizer.to_string(true).map_err(fault)?), (TOKENIZER_CONFIG_FILE.into(), config)])

@@ -232,7 +232,7 @@ fn a_trained_tokenizer_makes_a_whole_processor_and_the_same_bytes_each_time() {
     assert!(processor.vocab_size() <= 300, "{}", processor.vocab_size());
     let turns =
         [Turn::user("<image>\n什么颜色？"), Turn::assistant("红色。"), Turn::user("?"), Turn::assistant("Red é 🎉")];
-    assert_eq!(labelled_runs(&processor, &turns), ["红色。<|im_end|>", "Red é 🎉<|im_end|>"]);
+    assert_eq!(labelled_runs(&processor, &turns), ["红色。<|end|>", "Red é 🎉<|end|>"]);
     assert_eq!(processor.stop_ids(), [processor.summary().end_of_turn_id]);
     assert!(train_tokenizer(&texts, 100).is_err());
 }

@@ -4,8 +4,8 @@ use std::fs;
 
 use anyhow::{Context, Result, ensure};
 use vela_prepare::{
-    BuildConfig, BuildReport, DemoDataConfig, DemoDataReport, DialogueMode, HeldOutQuestion, InputConfig, Source,
-    build_shards, write_demo_data,
+    BuildConfig, BuildReport, DemoDataConfig, DemoDataReport, DialogueConfig, DialogueMode, HeldOutQuestion,
+    InputConfig, Source, build_shards, write_demo_data,
 };
 use vela_runtime::{Progress, Shutdown};
 use vela_types::Language;
@@ -19,6 +19,7 @@ pub(crate) fn write_raw(plan: &Plan, workplace: &Workplace) -> Result<DemoDataRe
         seed: plan.seed,
         num_train: plan.num_train,
         num_heldout: plan.num_heldout,
+        questions_per_image: Some(1),
         vocab_size: VOCAB_SIZE,
         ..DemoDataConfig::new(workplace.raw())
     };
@@ -35,7 +36,7 @@ pub(crate) fn build(
 ) -> Result<BuildReport> {
     let chinese = InputConfig {
         images: Some(raw.sa1b_images.clone()),
-        dialogue: DialogueMode::Rules,
+        dialogue: DialogueConfig { max_facts: 1, description: false, ..DialogueMode::Rules.into() },
         ..InputConfig::new(Source::Sa1b, &raw.sa1b)
     };
     let english = InputConfig::new(Source::Llava, &raw.llava);

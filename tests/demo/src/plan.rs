@@ -5,10 +5,10 @@ pub(crate) const EXACT_MATCH_BAR: f64 = 0.90;
 /// How far above guessing the answers about shuffled images may be.
 pub(crate) const SHUFFLED_MARGIN: f64 = 0.10;
 
-/// Samples per step: small steps learn more per second than large ones at this size.
-pub(crate) const BATCH: u32 = 16;
-/// Longest dialogue in tokens, the image counted as one; longer ones lose whole turns, so batches are padded little.
-pub(crate) const MAX_LENGTH: usize = 72;
+/// Samples per step, of one question each.
+pub(crate) const BATCH: u32 = 64;
+/// Longest dialogue in tokens, the image counted as one.
+pub(crate) const MAX_LENGTH: usize = 64;
 /// Tokens of the generated tokenizer.
 pub(crate) const VOCAB_SIZE: usize = 512;
 
@@ -46,7 +46,7 @@ const PRETRAIN: StagePlan = StagePlan {
     trains_language_model: true,
     trains_tower: true,
     steps: 2_400,
-    learning_rate: 2e-3,
+    learning_rate: 3e-3,
     warmup_steps: 50,
 };
 
@@ -75,7 +75,7 @@ const STAGE_2: StagePlan = StagePlan {
 impl Plan {
     /// The demo: a few minutes on two cores.
     pub(crate) fn full(seed: u64) -> Self {
-        Self { seed, num_train: 8_000, num_heldout: 100, stages: [PRETRAIN, STAGE_1, STAGE_2], judged: true }
+        Self { seed, num_train: 12_000, num_heldout: 100, stages: [PRETRAIN, STAGE_1, STAGE_2], judged: true }
     }
 
     /// The same path in seconds, too short to learn.

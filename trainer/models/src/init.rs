@@ -21,9 +21,9 @@ pub(crate) enum Init {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct InitConfig {
-    /// Standard deviation of linear weights and of embeddings.
+    /// Standard deviation of linear weights, of token embeddings, and of a tower's class and position embeddings.
     pub std: f64,
-    /// Standard deviation of token and position embeddings, where it differs.
+    /// Standard deviation of token embeddings, where it differs.
     pub embedding_std: Option<f64>,
     /// Linear weights get `1 / sqrt(inputs)` instead of `std`.
     pub fan_in: bool,
@@ -51,7 +51,12 @@ impl InitConfig {
         }
     }
 
-    /// The start of an embedding table.
+    /// The start of a tower's class, position and probe vectors.
+    pub(crate) fn position(&self) -> Init {
+        Init::Normal(self.std)
+    }
+
+    /// The start of a table of token embeddings.
     pub(crate) fn embedding(&self) -> Init {
         Init::Normal(self.embedding_std.unwrap_or(self.std))
     }

@@ -43,11 +43,11 @@ impl VisionTower {
             specs.add(format!("{prefix}.embeddings.patch_embedding.bias"), &[width], crate::init::Init::Zeros);
         }
         if config.family.has_class_token() {
-            specs.add(format!("{prefix}.embeddings.class_embedding"), &[width], specs.init.embedding());
+            specs.add(format!("{prefix}.embeddings.class_embedding"), &[width], specs.init.position());
             LayerNorm::specs(specs, &format!("{prefix}.pre_layrnorm"), width);
         }
         let positions = [config.num_positions(), width];
-        specs.add(format!("{prefix}.embeddings.position_embedding.weight"), &positions, specs.init.embedding());
+        specs.add(format!("{prefix}.embeddings.position_embedding.weight"), &positions, specs.init.position());
         let num_computed = last_state(features);
         for layer in 0..config.num_layers {
             let block = format!("{prefix}.encoder.layers.{layer}");
@@ -163,7 +163,7 @@ fn last_state(features: &FeatureConfig) -> usize {
 /// The attention-pooling head of `SiglipVisionModel` (a `torch.nn.MultiheadAttention` with a learned query).
 fn pooling_head_specs(specs: &mut Specs<'_>, prefix: &str, config: &VisionConfig) {
     let width = config.hidden_size;
-    specs.add(format!("{prefix}.probe"), &[1, 1, width], specs.init.embedding());
+    specs.add(format!("{prefix}.probe"), &[1, 1, width], specs.init.position());
     specs.add(format!("{prefix}.attention.in_proj_weight"), &[3 * width, width], specs.init.linear(width));
     specs.add(format!("{prefix}.attention.in_proj_bias"), &[3 * width], crate::init::Init::Zeros);
     let out = LinearShape { inputs: width, outputs: width, bias: true, init: specs.init.linear(width) };

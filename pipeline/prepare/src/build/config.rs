@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use vela_processor::ImageMode;
 
 use crate::PrepareError;
-use crate::dialogue::DialogueMode;
+use crate::dialogue::{DialogueConfig, DialogueMode};
 use crate::sources::Source;
 
 /// One raw input of a build.
@@ -18,14 +18,14 @@ pub struct InputConfig {
     /// Folder that URLs and relative names are mapped into; without it, names are relative to the data file.
     pub images: Option<PathBuf>,
     /// How records become dialogues.
-    pub dialogue: DialogueMode,
+    pub dialogue: DialogueConfig,
 }
 
 impl InputConfig {
     /// An input with its source's default dialogue: `keep` for dialogues, `caption` for captions.
     pub fn new(source: Source, input: impl Into<PathBuf>) -> Self {
-        let dialogue = if source.has_captions() { DialogueMode::Caption } else { DialogueMode::Keep };
-        Self { source, input: input.into(), images: None, dialogue }
+        let mode = if source.has_captions() { DialogueMode::Caption } else { DialogueMode::Keep };
+        Self { source, input: input.into(), images: None, dialogue: mode.into() }
     }
 }
 
@@ -79,10 +79,10 @@ impl BuildConfig {
             return wrong("--input", "at least one input", "none".to_owned());
         }
         for input in &self.inputs {
-            if input.source.has_captions() == (input.dialogue == DialogueMode::Keep) {
+            if input.source.has_captions() == (input.dialogue.mode == DialogueMode::Keep) {
                 let expected = if input.source.has_captions() { "`caption` or `rules`" } else { "`keep`" };
                 let expected = format!("{expected} with `--source {}`", input.source.as_str());
-                return wrong("--dialogue", &expected, format!("{:?}", input.dialogue).to_lowercase());
+                return wrong("--dialogue", &expected, format!("{:?}", input.dialogue.mode).to_lowercase());
             }
             if let Some(images) = input.images.as_ref().filter(|images| !images.is_dir()) {
                 return wrong("--images", "a folder", images.display().to_string());

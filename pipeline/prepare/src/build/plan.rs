@@ -9,7 +9,7 @@ use vela_types::{Fingerprint, ProcessorSummary};
 
 use super::BuildConfig;
 use crate::PrepareError;
-use crate::dialogue::DialogueMode;
+use crate::dialogue::DialogueConfig;
 use crate::sources::{ImageFolder, InputFile, InputSet};
 
 /// Counted per record besides its image when records are divided among shards.
@@ -45,7 +45,7 @@ pub struct PlannedFile {
     /// The scanned file.
     pub file: InputFile,
     /// How its records become dialogues.
-    pub dialogue: DialogueMode,
+    pub dialogue: DialogueConfig,
 }
 
 /// The shards of a build, and its name.

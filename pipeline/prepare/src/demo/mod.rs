@@ -38,6 +38,8 @@ pub struct DemoDataConfig {
     pub colours: Vec<Colour>,
     /// Questions asked in English and of held-out images.
     pub kinds: Vec<QuestionKind>,
+    /// Most questions about one training image, drawn from those about its objects and the count; all without it.
+    pub questions_per_image: Option<usize>,
     /// Size of the tokenizer, special tokens included.
     pub vocab_size: usize,
 }
@@ -57,6 +59,7 @@ impl DemoDataConfig {
             shapes: vec![Shape::Circle, Shape::Square, Shape::Triangle, Shape::Cross],
             colours: Colour::ALL.to_vec(),
             kinds: QuestionKind::ALL.to_vec(),
+            questions_per_image: None,
             vocab_size: 448,
         }
     }

@@ -5,7 +5,7 @@ use vela_types::SeedStream;
 use super::scene::{Scene, Shape};
 
 /// Plain background.
-const BACKGROUND: [u8; 3] = [238, 238, 238];
+pub(super) const BACKGROUND: [u8; 3] = [238, 238, 238];
 /// Samples per pixel and axis.
 const SAMPLES: usize = 4;
 /// Half of the extent of a shape, in cells.

@@ -9,7 +9,7 @@ use serde_json::json;
 use vela_processor::{codec, train_tokenizer};
 use vela_types::{Fingerprint, IMAGE_MARK, ImageRef, Language, SeedStream};
 
-use super::render::render;
+use super::render::{BACKGROUND, render};
 use super::scene::{Scene, Split, choose_distinct};
 use super::text::{self, QuestionKind};
 use super::{DemoDataConfig, DemoDataReport, HeldOutQuestion};
@@ -54,8 +54,12 @@ fn check(config: &DemoDataConfig) -> Result<(), PrepareError> {
     if !(1..=most).contains(&config.max_shapes) {
         return wrong("--max-shapes", &format!("1 to {most}"), config.max_shapes.to_string());
     }
-    if config.num_train == 0 || config.num_heldout == 0 || config.kinds.is_empty() {
-        return wrong("--samples", "at least one image and one kind of question", "none".to_owned());
+    if config.num_train == 0
+        || config.num_heldout == 0
+        || config.kinds.is_empty()
+        || config.questions_per_image == Some(0)
+    {
+        return wrong("--samples", "at least one image and one question about it", "none".to_owned());
     }
     if is_used(&config.output) {
         return Err(PrepareError::OutputInUse {
@@ -118,7 +122,7 @@ fn dialogue_texts(global: &str, locals: &[String], index: usize) -> Vec<String> 
         global: global.to_owned(),
         locals: locals.to_vec(),
     };
-    let sample = to_sample(RawContent::Caption(caption), DialogueMode::Rules, 0);
+    let sample = to_sample(RawContent::Caption(caption), DialogueMode::Rules.into(), 0);
     sample.turns.into_iter().map(|turn| turn.text).collect()
 }
 
@@ -156,7 +160,8 @@ fn dialogue_en(config: &DemoDataConfig, drawn: &mut Drawn) -> Vec<(String, Strin
     if !about_object.is_empty() {
         asked.extend((0..drawn.scene.objects.len()).map(|at| (*drawn.draw.choose(&about_object), at)));
     }
-    let asked = choose_distinct(&asked, asked.len(), &mut drawn.draw);
+    let num_asked = config.questions_per_image.unwrap_or(usize::MAX).min(asked.len());
+    let asked = choose_distinct(&asked, num_asked, &mut drawn.draw);
     let ask = |(kind, at)| text::question(&drawn.scene, kind, at, config.cells_per_side, Language::En);
     asked.into_iter().map(ask).collect()
 }
@@ -191,20 +196,19 @@ fn write_heldout(
 fn write_processor(config: &DemoDataConfig, report: &DemoDataReport, texts: &[String]) -> Result<(), PrepareError> {
     make_folder(&report.processor)?;
     let prompts = crate::CAPTION_PROMPTS_ZH.iter().chain(&crate::CAPTION_PROMPTS_EN).copied();
-    // Each turn's header stands in the rendered text as often as its content.
-    let headers = ["user\n", "assistant\n"].into_iter().cycle().take(texts.len());
-    let texts: Vec<&str> = texts.iter().map(String::as_str).chain(prompts).chain(headers).collect();
+    let texts: Vec<&str> = texts.iter().map(String::as_str).chain(prompts).collect();
     for (name, content) in train_tokenizer(&texts, config.vocab_size)? {
         write_file(&report.processor.join(name), content.as_bytes())?;
     }
     let side = config.image_size;
+    // The background becomes 0, so that only shapes are seen.
     let settings = json!({
         "image_processor_type": "CLIPImageProcessor",
         "do_convert_rgb": true,
         "do_resize": true, "size": {"shortest_edge": side}, "resample": 3,
         "do_center_crop": true, "crop_size": {"height": side, "width": side},
         "do_rescale": true, "rescale_factor": 1.0 / 255.0,
-        "do_normalize": true, "image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5],
+        "do_normalize": true, "image_mean": BACKGROUND.map(|value| f64::from(value) / 255.0), "image_std": [0.25, 0.25, 0.25],
     });
     let content = serde_json::to_vec_pretty(&settings).expect("values made here are JSON");
     write_file(&report.processor.join("preprocessor_config.json"), &content)

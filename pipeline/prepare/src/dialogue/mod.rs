@@ -22,6 +22,24 @@ pub enum DialogueMode {
     Rules,
 }
 
+/// How an input's records become dialogues, and how much of a caption `rules` asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DialogueConfig {
+    /// Where the turns come from.
+    pub mode: DialogueMode,
+    /// Most questions that `rules` cuts from a caption besides the description.
+    pub max_facts: usize,
+    /// Whether `rules` asks for the description too; a caption without facts is described in any case.
+    pub description: bool,
+}
+
+impl From<DialogueMode> for DialogueConfig {
+    /// `mode` with up to five facts and the description.
+    fn from(mode: DialogueMode) -> Self {
+        Self { mode, max_facts: 5, description: true }
+    }
+}
+
 /// The prompts published for SA1B-Dense-Caption (ms-swift's preprocessor), used for every Chinese caption.
 pub const CAPTION_PROMPTS_ZH: [&str; 4] =
     ["图片中展示了什么", "讲述一下图片中内容", "告诉我里面有什么", "图片内容是啥"];
@@ -37,13 +55,13 @@ pub const CAPTION_PROMPTS_EN: [&str; 6] = [
 ];
 
 /// The dialogue of a record; `seed` with the sample's id decides every draw.
-pub(crate) fn to_sample(content: RawContent, mode: DialogueMode, seed: u64) -> Sample {
+pub(crate) fn to_sample(content: RawContent, config: DialogueConfig, seed: u64) -> Sample {
     match content {
         RawContent::Dialogue(sample) => sample,
         RawContent::Caption(caption) => {
             let language = Language::guess(&caption.global);
-            let mut turns = match mode {
-                DialogueMode::Rules => rules::turns(&caption, language, seed),
+            let mut turns = match config.mode {
+                DialogueMode::Rules => rules::turns(&caption, config, language, seed),
                 DialogueMode::Caption | DialogueMode::Keep => caption_turns(&caption, language, seed),
             };
             if let Some(first) = turns.first_mut() {

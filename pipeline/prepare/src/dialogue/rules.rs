@@ -7,11 +7,9 @@
 
 use vela_types::{Language, SeedStream, Turn};
 
-use super::{en, without_marks, zh};
+use super::{DialogueConfig, en, without_marks, zh};
 use crate::sources::RawCaption;
 
-/// Questions of one dialogue besides the description.
-const MAX_FACTS: usize = 5;
 /// Local captions asked for one by one.
 const MAX_PARTS: usize = 3;
 
@@ -34,14 +32,17 @@ pub(super) struct Rules {
     pub(super) facts: fn(&[&str]) -> Vec<Vec<Fact>>,
 }
 
-pub(super) fn turns(caption: &RawCaption, language: Language, seed: u64) -> Vec<Turn> {
+pub(super) fn turns(caption: &RawCaption, config: DialogueConfig, language: Language, seed: u64) -> Vec<Turn> {
     let rules = if language == Language::Zh { &zh::RULES } else { &en::RULES };
     let mut draw = SeedStream::named(seed, "rules dialogue", &caption.id);
     let global = without_marks(&caption.global);
     let parts: Vec<&str> = caption.locals.iter().map(String::as_str).filter(|part| !global.contains(part)).collect();
-    let description = description(rules, &global, &parts, &mut draw);
+    let mut description = description(rules, &global, &parts, &mut draw);
     let texts: Vec<&str> = std::iter::once(global.as_str()).chain(parts.iter().copied()).collect();
-    let facts = choose_facts((rules.facts)(&texts), &mut draw);
+    let facts = choose_facts((rules.facts)(&texts), config.max_facts, &mut draw);
+    if !config.description && !facts.is_empty() {
+        description.clear();
+    }
     let pairs: Vec<Fact> = match draw.below(2) {
         0 => description.into_iter().chain(facts).collect(),
         _ => facts.into_iter().chain(description).collect(),
@@ -65,15 +66,15 @@ fn description(rules: &Rules, global: &str, parts: &[&str], draw: &mut SeedStrea
     pairs
 }
 
-/// One fact per group, groups in a drawn order.
-fn choose_facts(mut groups: Vec<Vec<Fact>>, draw: &mut SeedStream) -> Vec<Fact> {
+/// One fact per group, groups in a drawn order, at most `max_facts`.
+fn choose_facts(mut groups: Vec<Vec<Fact>>, max_facts: usize, draw: &mut SeedStream) -> Vec<Fact> {
     groups.retain(|group| !group.is_empty());
     for last in (1..groups.len()).rev() {
         groups.swap(last, draw.below(last as u64 + 1) as usize);
     }
     let mut facts: Vec<Fact> = groups.iter().map(|group| draw.choose(group).clone()).collect();
     facts.retain(|fact| !fact.answer.trim().is_empty());
-    facts.truncate(MAX_FACTS);
+    facts.truncate(max_facts);
     facts
 }
 
@@ -90,6 +91,7 @@ mod tests {
     use vela_types::{IMAGE_MARK, ImageRef, Role};
 
     use super::*;
+    use crate::dialogue::DialogueMode;
 
     fn caption(id: &str, global: &str, locals: &[&str]) -> RawCaption {
         RawCaption {
@@ -104,7 +106,7 @@ mod tests {
     fn pairs(global: &str, locals: &[&str], language: Language) -> Vec<(String, String)> {
         let mut all = Vec::new();
         for seed in 0..40 {
-            let turns = turns(&caption("a", global, locals), language, seed);
+            let turns = turns(&caption("a", global, locals), DialogueMode::Rules.into(), language, seed);
             all.extend(turns.chunks(2).map(|pair| (pair[0].text.clone(), pair[1].text.clone())));
         }
         all.sort();
@@ -149,6 +151,24 @@ mod tests {
     }
 
     #[test]
+    fn a_single_fact_can_be_all_that_is_asked() {
+        let scene = caption("a", "图片里有两个图形。左上角是红色的圆形，右下角是蓝色的十字。", &[]);
+        let config = DialogueConfig { max_facts: 1, description: false, ..DialogueMode::Rules.into() };
+        let mut asked: Vec<String> = (0..60)
+            .map(|seed| {
+                let turns = turns(&scene, config, Language::Zh, seed);
+                assert_eq!(turns.len(), 2);
+                turns[0].text.clone()
+            })
+            .collect();
+        asked.sort();
+        asked.dedup();
+        assert_eq!(asked.len(), 9, "{asked:?}");
+        let plain = turns(&caption("a", "一张照片。", &[]), config, Language::Zh, 0);
+        assert_eq!((plain.len(), plain[1].text.as_str()), (2, "一张照片。"));
+    }
+
+    #[test]
     fn a_question_with_two_answers_is_not_asked() {
         let found = pairs("图片里有两个图形。左上角是红色的圆形，右下角是蓝色的圆形。", &[], Language::Zh);
         assert!(!found.iter().any(|(question, _)| question == "圆形是什么颜色？"), "{found:#?}");
@@ -160,12 +180,16 @@ mod tests {
             global in "([A-Za-z]{1,6} |red |two |is |on the |cats|\\. |, |左上角|有|是|红色|的|三个|人|。|，|<image>){1,24}x",
             locals in proptest::collection::vec("[a-z红色的圆形。 ]{1,12}y", 0..3),
             seed in any::<u64>(),
+            max_facts in 0usize..4,
+            description in any::<bool>(),
         ) {
             let caption = RawCaption { locals, ..caption("p", global.trim(), &[]) };
             let language = Language::guess(&caption.global);
-            let turns = turns(&caption, language, seed);
+            let config = DialogueConfig { max_facts, description, ..DialogueMode::Rules.into() };
+            let turns = turns(&caption, config, language, seed);
             prop_assert!(turns.len() >= 2 && turns.len().is_multiple_of(2));
-            prop_assert_eq!(turns.clone(), super::turns(&caption, language, seed));
+            prop_assert!(description || turns.len() <= 2 * max_facts.max(2 + MAX_PARTS));
+            prop_assert_eq!(turns.clone(), super::turns(&caption, config, language, seed));
             let global = caption.global.replace(IMAGE_MARK, "");
             for turn in turns.iter().filter(|turn| turn.role == Role::Assistant) {
                 let quoted = global.contains(&turn.text) || caption.locals.iter().any(|part| part.contains(&turn.text));
