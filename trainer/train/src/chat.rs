@@ -34,6 +34,23 @@ impl Question {
     }
 }
 
+impl Question {
+    /// Refuses a question without words, and one whose marks and images differ in number.
+    fn check(&self) -> Result<(), TrainError> {
+        let refuse = |expected: &str, found: String| Err(TrainError::Asked { expected: expected.to_owned(), found });
+        let marks: usize = self.turns.iter().map(|turn| turn.text.matches(IMAGE_MARK).count()).sum();
+        let last = self.turns.last().map_or("", |turn| turn.text.as_str());
+        match () {
+            () if last.replace(IMAGE_MARK, "").trim().is_empty() => refuse("some text", "none".to_owned()),
+            () if marks != self.images.len() => {
+                let found = format!("{marks} marks and {} images", self.images.len());
+                refuse(&format!("one `{IMAGE_MARK}` mark per image, or no mark at all"), found)
+            }
+            () => Ok(()),
+        }
+    }
+}
+
 /// What the model said.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Answer {
@@ -68,7 +85,7 @@ impl Chat {
             .map_err(|source| TrainError::Processor { path: folder.to_owned(), source: Box::new(source) })?;
         let model = Vlm::load(folder, &|_| false, &Device::Cpu)
             .map_err(|source| TrainError::ModelFolder { path: folder.to_owned(), source: Box::new(source) })?;
-        check_model(model.config(), processor.summary(), u32::MAX)?;
+        check_model(model.config(), processor.summary())?;
         let pixels = PixelTable::new(&processor.summary().normalization);
         Ok(Self { processor, model, pixels })
     }
@@ -104,6 +121,7 @@ impl Chat {
 
     /// A question as training sees it: same template, same tokenizer, same resize and crop.
     pub fn process(&self, question: &Question) -> Result<ProcessedQuestion, TrainError> {
+        question.check()?;
         let load = |image| self.processor.load_image(image).map_err(TrainError::Question);
         Ok(ProcessedQuestion {
             input_ids: self.processor.encode_prompt(&question.turns).map_err(TrainError::Question)?,

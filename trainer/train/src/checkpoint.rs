@@ -16,7 +16,7 @@ use crate::error::TrainError;
 use crate::optimizer::{Optimizer, Slot};
 
 /// The version this build writes and accepts.
-const STATE_VERSION: u32 = 1;
+const STATE_VERSION: u32 = 2;
 const STATE_FILE: &str = "trainer_state.json";
 const OPTIMIZER_FILE: &str = "optimizer.safetensors";
 const PREFIX: &str = "step-";
@@ -195,7 +195,8 @@ impl Checkpoints {
         let found = self.list()?;
         let mut best: Option<(f64, u64)> = None;
         for (step, path) in &found {
-            let score = TrainerState::load(path)?.score.unwrap_or(f64::INFINITY);
+            // A damaged old checkpoint is never the best, and must not stop a run that has just written a sound one.
+            let score = TrainerState::load(path).ok().and_then(|state| state.score).unwrap_or(f64::INFINITY);
             if best.is_none_or(|(least, _)| score <= least) {
                 best = Some((score, *step));
             }
@@ -247,11 +248,15 @@ pub(crate) fn load_moments(slots: &mut [Slot], folder: &Path) -> Result<(), Trai
     let whole = || "a whole safetensors file".to_owned();
     let file = SafeTensors::deserialize(&bytes)
         .map_err(|cause| fault(OPTIMIZER_FILE.to_owned(), whole(), cause.to_string()))?;
-    if file.len() != 2 * slots.len() {
-        let expected = format!("{} tensors, two for each trained parameter", 2 * slots.len());
+    if file.len() != 3 * slots.len() {
+        let expected = format!("{} tensors, three for each trained parameter", 3 * slots.len());
         return Err(fault(OPTIMIZER_FILE.to_owned(), expected, file.len().to_string()));
     }
     for slot in slots {
+        let key = format!("step.{}", slot.name);
+        let steps = file.tensor(&key).ok().and_then(|view| view.data().try_into().ok());
+        let count = || fault(key, "a count of steps as one u64".to_owned(), "none".to_owned());
+        slot.steps = u64::from_le_bytes(steps.ok_or_else(count)?);
         for (key, moment) in moments_mut(slot) {
             let expected = format!("{} f32 values", moment.len());
             let view = file.tensor(&key).map_err(|cause| fault(key.clone(), expected.clone(), cause.to_string()))?;
@@ -272,8 +277,11 @@ fn moments_mut(slot: &mut Slot) -> [(String, &mut Vec<f32>); 2] {
 }
 
 fn save_moments(slots: &[Slot], path: &Path) -> Result<(), TrainError> {
-    let mut views = Vec::with_capacity(2 * slots.len());
-    for slot in slots {
+    let mut views = Vec::with_capacity(3 * slots.len());
+    let steps: Vec<[u8; 8]> = slots.iter().map(|slot| slot.steps.to_le_bytes()).collect();
+    for (slot, steps) in slots.iter().zip(&steps) {
+        let view = TensorView::new(Dtype::U64, Vec::new(), steps).expect("eight bytes are one u64");
+        views.push((format!("step.{}", slot.name), view));
         for (kind, moment) in [("exp_avg", &slot.exp_avg), ("exp_avg_sq", &slot.exp_avg_sq)] {
             let bytes: &[u8] = bytemuck::cast_slice(moment);
             let view = TensorView::new(Dtype::F32, slot.var.dims().to_vec(), bytes)
@@ -361,6 +369,9 @@ mod tests {
                 serde_json::to_string(&TrainerState { step, score: Some(score), ..state(json!({})) }).expect("json");
             fs::write(path.join(STATE_FILE), json).expect("written");
         }
+        let damaged = checkpoints.root.join(format!("{PREFIX}0"));
+        fs::create_dir_all(&damaged).expect("created");
+        fs::write(damaged.join(STATE_FILE), "{").expect("written");
         fs::create_dir(checkpoints.root.join(".step-11.partial")).expect("created");
         checkpoints.prune().expect("pruned");
         let steps: Vec<u64> = checkpoints.list().expect("listed").into_iter().map(|(step, _)| step).collect();

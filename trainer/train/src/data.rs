@@ -47,9 +47,8 @@ pub(crate) fn check_processor(processor: &ProcessorSummary, data: &ProcessorSumm
     }
 }
 
-/// Refuses a model that cannot read what the processor writes: vocabulary, image and padding token, image extent, and
-/// rows too short for one image.
-pub(crate) fn check_model(config: &VlmConfig, data: &ProcessorSummary, max_length: u32) -> Result<(), TrainError> {
+/// Refuses a model that cannot read what the processor writes: vocabulary, image and padding token, image extent.
+pub(crate) fn check_model(config: &VlmConfig, data: &ProcessorSummary) -> Result<(), TrainError> {
     let remedy = "choose a model and a processor that belong together";
     let mismatch = |what, model: String, data: String| Err(TrainError::Mismatch { what, model, data, remedy });
     let (rows, ids) = (config.language.vocab_size, data.vocab_size);
@@ -68,12 +67,20 @@ pub(crate) fn check_model(config: &VlmConfig, data: &ProcessorSummary, max_lengt
         () if image != extent => {
             mismatch("image extent (channels, height, width)", format!("{extent:?}"), format!("{image:?}"))
         }
-        () if config.image_tokens() >= max_length as usize => Err(TrainError::Recipe {
-            key: "batch.max_length".to_owned(),
-            expected: format!("more than the {} tokens of an image", config.image_tokens()),
-            found: max_length.to_string(),
-        }),
         () => Ok(()),
+    }
+}
+
+/// Refuses rows too short for one image, or longer than the model has positions.
+pub(crate) fn check_max_length(config: &VlmConfig, max_length: u32) -> Result<(), TrainError> {
+    let refuse = |expected: String| {
+        Err(TrainError::Recipe { key: "batch.max_length".to_owned(), expected, found: max_length.to_string() })
+    };
+    let (image, positions) = (config.image_tokens(), config.language.max_positions);
+    match max_length as usize {
+        length if length <= image => refuse(format!("more than the {image} tokens of an image")),
+        length if length > positions => refuse(format!("at most the model's {positions} positions")),
+        _ => Ok(()),
     }
 }
 

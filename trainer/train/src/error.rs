@@ -68,6 +68,14 @@ pub enum TrainError {
     /// The question or its image cannot be processed.
     #[error("the question cannot be processed")]
     Question(#[source] vela_processor::ProcessorError),
+    /// The question is not one.
+    #[error("question: expected {expected}, found {found}")]
+    Asked {
+        /// What would be right.
+        expected: String,
+        /// What is there.
+        found: String,
+    },
     /// The model cannot be loaded.
     #[error("model `{}` cannot be used", path.display())]
     ModelFolder {
@@ -171,6 +179,7 @@ impl TrainError {
                 | Self::Shards { .. }
                 | Self::Processor { .. }
                 | Self::Question(_)
+                | Self::Asked { .. }
                 | Self::ModelFolder { .. }
                 | Self::Mismatch { .. }
                 | Self::Checkpoint { .. }

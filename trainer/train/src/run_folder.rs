@@ -48,7 +48,7 @@ impl RunFolder {
     pub(crate) fn starting_point(&self, resume: &Resume) -> Result<Option<PathBuf>, TrainError> {
         let newest = self.checkpoints.newest()?;
         match resume {
-            Resume::Fresh if newest.is_some() || self.metrics_path().exists() => {
+            Resume::Fresh if newest.is_some() || self.has_metrics() => {
                 Err(TrainError::RunFolderTaken { path: self.path.clone() })
             }
             Resume::Fresh => Ok(None),
@@ -85,6 +85,11 @@ impl RunFolder {
     pub(crate) fn write_plot(&self, lines: &[StepMetrics]) -> Result<(), TrainError> {
         let name = self.path.file_name().map_or_else(|| "run".into(), |name| name.to_string_lossy());
         write_whole(&self.path.join("loss.svg"), &loss_svg(&name, lines))
+    }
+
+    /// Whether a step was made here; a run that failed before its first leaves an empty file.
+    fn has_metrics(&self) -> bool {
+        self.metrics_path().metadata().is_ok_and(|file| file.len() > 0)
     }
 
     fn metrics_path(&self) -> PathBuf {

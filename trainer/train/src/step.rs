@@ -49,7 +49,7 @@ impl Stepper {
         report.grad_norm = gradients.norm()?;
         report.refuse_non_finite(step, "the gradient norm", report.grad_norm)?;
         report.factor = self.schedule.factor(step);
-        self.optimizer.step(&gradients, step + 1, report.factor, report.grad_norm)?;
+        self.optimizer.step(&gradients, report.factor, report.grad_norm)?;
         Ok(report)
     }
 

@@ -10,7 +10,7 @@ use vela_runtime::{Progress, Shutdown};
 use vela_types::{BatchSource, BatchSpec, Cursor, Position, ProcessorSummary};
 
 use crate::checkpoint::{TrainerState, load_moments};
-use crate::data::{check_model, check_processor, open_source, open_validation};
+use crate::data::{check_max_length, check_model, check_processor, open_source, open_validation};
 use crate::device_batch::PixelTable;
 use crate::error::TrainError;
 use crate::gradient_check::GradientCheck;
@@ -83,12 +83,13 @@ impl Trainer {
         let checkpoint = folder.starting_point(resume)?;
         let processor = open_processor(recipe.processor())?;
         let model = open_model(recipe, checkpoint.as_deref(), processor.summary())?;
-        check_model(model.config(), processor.summary(), recipe.settings().batch.max_length)?;
+        check_model(model.config(), processor.summary())?;
+        check_max_length(model.config(), recipe.settings().batch.max_length)?;
         let spec = recipe.batch_spec(model.image_tokens() as u32);
         let mut source = open_source(recipe.data(), spec.clone(), recipe.prefetch_bytes())?;
         check_processor(processor.summary(), &source.info().processor)?;
         let steps_per_epoch = source.info().steps_per_epoch(&spec);
-        let schedule = recipe.schedule(recipe.total_steps(steps_per_epoch))?;
+        let schedule = recipe.schedule(recipe.total_steps(steps_per_epoch)?)?;
         let mut optimizer = open_optimizer(recipe, &model);
         let state = open_state(recipe, &processor, source.as_mut(), &mut optimizer, checkpoint.as_deref())?;
         let metrics = folder.open(recipe, state.step)?;

@@ -93,6 +93,11 @@ pub(crate) fn assert_gradients(
     let expected: Vec<(&str, &Tensor)> =
         expected.iter().filter_map(|(name, tensor)| name.strip_prefix("grad.").map(|name| (name, tensor))).collect();
     let most = expected.iter().map(|(_, tensor)| largest(tensor)).fold(0.0, f32::max);
+    let is_expected = |wanted: &str| expected.iter().any(|(name, _)| *name == wanted);
+    for (name, param) in model.params().trainable() {
+        let moves = gradients.get(param.as_tensor()).is_some_and(|gradient| largest(gradient) > 0.0);
+        assert!(!moves || is_expected(name), "{name} has a gradient, the reference has none");
+    }
     for (name, tensor) in &expected {
         let param = model.params().get(name).unwrap();
         let Some(gradient) = param.var().and_then(|var| gradients.get(var.as_tensor())) else {

@@ -177,10 +177,13 @@ impl Recipe {
     }
 
     /// Optimizer steps of the run over data with that many steps per epoch.
-    pub(crate) fn total_steps(&self, steps_per_epoch: u64) -> u64 {
+    pub(crate) fn total_steps(&self, steps_per_epoch: u64) -> Result<u64, TrainError> {
         match self.length {
-            RunLength::Steps(steps) => steps,
-            RunLength::Epochs(epochs) => epochs * steps_per_epoch,
+            RunLength::Steps(steps) => Ok(steps),
+            RunLength::Epochs(epochs) => match epochs.checked_mul(steps_per_epoch) {
+                Some(steps) => Ok(steps),
+                None => refuse("run.epochs", &format!("at most {}", u64::MAX / steps_per_epoch), epochs),
+            },
         }
     }
 }

@@ -32,8 +32,12 @@ fn defaults_are_those_of_the_documentation() {
         RawOptimizer { betas: [0.9, 0.999], eps: 1e-8, weight_decay: 0.0, clip_norm: 1.0 }
     );
     assert_eq!((recipe.raw.logging.every, recipe.raw.checkpoint.every, recipe.raw.checkpoint.keep), (1, 500, 2));
-    assert_eq!(recipe.total_steps(7), 20);
-    assert_eq!(check(&["run.max_steps=3"]).expect("overridden").total_steps(7), 3);
+    assert_eq!(recipe.total_steps(7).expect("few"), 20);
+    assert_eq!(check(&["run.max_steps=3"]).expect("overridden").total_steps(7).expect("few"), 3);
+    let endless = STAGE_ONE.replace("max_steps = 20", &format!("epochs = {}", i64::MAX));
+    let endless = Recipe::check(vela_runtime::parse_config(&endless, "recipe.toml", &[]).expect("parsed"));
+    let refusal = endless.expect("a right recipe").total_steps(7).expect_err("no such step").to_string();
+    assert!(refusal.contains("`run.epochs`: expected at most"), "{refusal}");
 }
 
 #[test]

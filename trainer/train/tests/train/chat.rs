@@ -77,3 +77,17 @@ fn the_command_prints_the_contracts_keys_and_names_a_missing_image() {
     assert_eq!(output.status.code(), Some(2), "{told}");
     assert!(told.contains("absent.png"), "{told}");
 }
+
+#[test]
+fn a_question_that_is_none_is_refused() {
+    let (_stage, checkpoint) = trained();
+    let ask = |question: &str| {
+        let output =
+            trainer().args(["chat", "--question", question, "--model"]).arg(&checkpoint).output().expect("run");
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    for (question, part) in [("", "some text"), ("<image>\nw9", "1 marks and 0 images")] {
+        let (code, told) = ask(question);
+        assert!(code == Some(2) && told.contains(part), "{question}: {code:?} {told}");
+    }
+}

@@ -43,6 +43,14 @@ fn wrong_recipes_are_refused_by_key() {
     assert_refused(&stage, &["data.loader=http://127.0.0.1:1"], &["data.shards, data.loader", "exactly one"]);
     assert_refused(&stage, &["schedule.warmup_steps=20"], &["schedule.warmup_steps", "20"]);
     assert_refused(&stage, &["batch.max_length=4"], &["batch.max_length", "4 tokens of an image"]);
+    assert_refused(&stage, &["batch.max_length=100000"], &["batch.max_length", "positions", "100000"]);
+    let epochs = format!("run.epochs={}", i64::MAX);
+    let text = fs::read_to_string(stage.path("recipe.toml")).expect("there");
+    fs::write(stage.path("recipe.toml"), text.replace("max_steps = 20\n", "")).expect("written");
+    assert_refused(&stage, &[&epochs], &["run.epochs", "at most"]);
+    // None of these failed starts takes the folder from the run that works.
+    let report = stage.train(&["run.max_steps=5"], &vela_train::Resume::Fresh).expect("a run");
+    assert_eq!(report.steps, 5);
 }
 
 #[test]
