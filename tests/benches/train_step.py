@@ -4,7 +4,7 @@
 
 It generates data with `pipeline demo-data`, builds shards, and runs these cases, the two competitors in turn:
 
-- demo, full and stage 1 (projector alone): trainer/configs/model/demo.toml, 16 rows of 32x32 images;
+- demo, full and stage 1 (projector alone): trainer/configs/model/demo.toml (projector `mlp2x_gelu`), 16 rows of 32x32 images;
 - mllm, full and stage 1 (only with --tokenizer, the tokenizer files of a Qwen2.5 model): mllm_ch_tiny.toml, 8 rows of 224x224.
 
 PyTorch is `LlavaForConditionalGeneration` of `transformers`, loaded from the checkpoint our run leaves (so config and sizes
@@ -71,7 +71,9 @@ def make_data(model: str, folder: Path, options: argparse.Namespace) -> Path:
 
 def write_recipe(model: str, stage: str, folder: Path, processor: Path, steps: int) -> Path:
     rates = "\n".join(f"{group}.lr = 1e-4" for group in GROUPS[stage])
-    path = folder / f"{stage}.toml"
+    path, preset = folder / f"{stage}.toml", folder / "preset.toml"
+    # `LlavaForConditionalGeneration` knows no norm before the projector.
+    preset.write_text((ROOT / "trainer/configs/model" / PRESET[model]).read_text().replace('"ln_mlp"', '"mlp2x_gelu"'))
     path.write_text(f"""
 train_type = "{STAGES[stage]}"
 [run]
@@ -81,7 +83,7 @@ max_steps = {steps}
 [data]
 shards = "{folder / 'shards'}"
 [model]
-init = "{ROOT / 'trainer/configs/model' / PRESET[model]}"
+init = "{preset}"
 processor = "{processor}"
 [batch]
 global = {ROWS[model]}

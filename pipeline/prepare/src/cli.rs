@@ -57,9 +57,9 @@ struct BuildArgs {
     /// How records become dialogues [default: keep for llava, caption for captions].
     #[arg(long)]
     dialogue: Option<DialogueMode>,
-    /// Most questions that `--dialogue rules` cuts from a caption besides the description.
-    #[arg(long, default_value_t = 5)]
-    max_facts: usize,
+    /// Most questions that `--dialogue rules` cuts from a caption besides the description [default: 5].
+    #[arg(long)]
+    max_facts: Option<usize>,
     /// Let `--dialogue rules` ask for the description only where a caption holds no fact.
     #[arg(long)]
     no_description: bool,
@@ -149,17 +149,29 @@ pub fn run() -> ExitCode {
     })
 }
 
-impl From<BuildArgs> for BuildConfig {
-    fn from(args: BuildArgs) -> Self {
-        let mut input = InputConfig::new(args.source, args.input);
-        input.images = args.images;
-        input.dialogue = DialogueConfig {
-            mode: args.dialogue.unwrap_or(input.dialogue.mode),
-            max_facts: args.max_facts,
-            description: !args.no_description,
-        };
+impl BuildArgs {
+    /// How records become dialogues; the flags of rule dialogues are refused without them.
+    fn dialogue(&self) -> Result<DialogueConfig, PrepareError> {
+        let mode = self.dialogue.unwrap_or(InputConfig::new(self.source, "").dialogue.mode);
+        let given = [("--max-facts", self.max_facts.is_some()), ("--no-description", self.no_description)];
+        if let Some((flag, _)) = given.into_iter().find(|(_, given)| *given && mode != DialogueMode::Rules) {
+            let found = format!("--dialogue {}", format!("{mode:?}").to_lowercase());
+            return Err(PrepareError::Flag { flag, expected: "`--dialogue rules` beside it".to_owned(), found });
+        }
+        let defaults = DialogueConfig::from(mode);
+        let max_facts = self.max_facts.unwrap_or(defaults.max_facts);
+        Ok(DialogueConfig { max_facts, description: !self.no_description, ..defaults })
+    }
+}
+
+impl TryFrom<BuildArgs> for BuildConfig {
+    type Error = PrepareError;
+
+    fn try_from(args: BuildArgs) -> Result<Self, PrepareError> {
+        let dialogue = args.dialogue()?;
+        let input = InputConfig { images: args.images, dialogue, ..InputConfig::new(args.source, args.input) };
         let defaults = Self::new(vec![input], args.processor, args.output);
-        Self {
+        Ok(Self {
             seed: args.seed,
             workers: args.workers.unwrap_or(defaults.workers),
             limit: args.limit,
@@ -170,12 +182,12 @@ impl From<BuildArgs> for BuildConfig {
             },
             max_reject: args.max_reject,
             ..defaults
-        }
+        })
     }
 }
 
 fn build(args: BuildArgs, shutdown: &Shutdown) -> Result<Outcome, CommandError> {
-    let config = BuildConfig::from(args);
+    let config = BuildConfig::try_from(args).map_err(command_error)?;
     let progress = Progress::new("records", None);
     let report = build_shards(&config, &progress, shutdown).map_err(command_error)?;
     let mut text = report.to_text();

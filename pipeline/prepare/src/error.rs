@@ -31,7 +31,7 @@ pub enum PrepareError {
         found: String,
     },
     /// The input folder holds no file of the source's format.
-    #[error("`{}`: expected {expected}, found none", path.display())]
+    #[error("`--input {}`: expected {expected}, found none", path.display())]
     NoFiles {
         /// The input.
         path: PathBuf,
@@ -39,7 +39,7 @@ pub enum PrepareError {
         expected: &'static str,
     },
     /// A file's structure is broken as a whole, so that no record of it can be told from the next.
-    #[error("`{}`: {position}: expected {expected}, found {found}", path.display())]
+    #[error("`--input`: `{}`: {position}: expected {expected}, found {found}", path.display())]
     BrokenFile {
         /// The file.
         path: PathBuf,
@@ -49,6 +49,18 @@ pub enum PrepareError {
         expected: &'static str,
         /// What stands there.
         found: String,
+    },
+    /// A file, or all of an input, is of another format than the source's.
+    #[error("`--input`: expected {expected} for `--source {source_name}`, found `{}` {found}", path.display())]
+    WrongFormat {
+        /// The file or folder.
+        path: PathBuf,
+        /// The source's name.
+        source_name: &'static str,
+        /// What the source reads.
+        expected: &'static str,
+        /// What is there instead.
+        found: &'static str,
     },
     /// A Parquet file cannot be read.
     #[error("cannot read the Parquet file `{}`", path.display())]
@@ -60,7 +72,7 @@ pub enum PrepareError {
         source: Box<polars::error::PolarsError>,
     },
     /// A Parquet file lacks a column of the source's format.
-    #[error("`{}`: expected a text column `{column}`, found the columns {found}", path.display())]
+    #[error("`--input`: `{}`: expected a text column `{column}`, found the columns {found}", path.display())]
     MissingColumn {
         /// The file.
         path: PathBuf,
@@ -69,18 +81,18 @@ pub enum PrepareError {
         /// Columns of the file.
         found: String,
     },
-    /// The output folder belongs to another build.
+    /// The output folder is in use.
     #[error(
-        "`{}` already holds something else: expected an empty folder or a build with fingerprint {expected}, found {found}; \
-         choose another `--output`, or delete the folder if it is no longer needed",
+        "`--output {}` is in use: expected {expected}, found {found}; choose another `--output`, or delete the folder \
+         if it is no longer needed",
         path.display()
     )]
     OutputInUse {
         /// The output folder.
         path: PathBuf,
-        /// Fingerprint of this build, short.
+        /// What the folder may hold.
         expected: String,
-        /// Fingerprint found, or what else is there.
+        /// What it holds.
         found: String,
     },
     /// A signal asked to stop; what is finished stays and the same command continues.
@@ -101,11 +113,20 @@ pub enum PrepareError {
         /// The reject list.
         rejects: PathBuf,
     },
-    /// The processor folder is not usable, or the processor failed in a way that is no record's fault.
-    #[error("the processor failed")]
+    /// The processor folder is not usable.
+    #[error("`--processor`: expected a Hugging Face processor folder, found `{}`: {source}", path.display())]
+    ProcessorFolder {
+        /// The folder.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        source: ProcessorError,
+    },
+    /// The processor failed in a way that is no record's fault.
+    #[error("the processor failed: {0}")]
     Processor(#[from] ProcessorError),
     /// Shards or manifest cannot be written or read.
-    #[error("the shard store failed")]
+    #[error("the shard store failed: {0}")]
     Shard(#[from] ShardError),
     /// A file of our own making does not hold what it should.
     #[error("`{}` is damaged; delete it and run the command again", path.display())]
@@ -131,8 +152,17 @@ impl PrepareError {
         move |source| Self::Parquet { path, source: Box::new(source) }
     }
 
-    /// True for wrong use: flags, inputs or an output folder that the user must change.
+    /// True for wrong use: flags, inputs or folders that the user must change.
     pub fn is_usage(&self) -> bool {
-        matches!(self, Self::Flag { .. } | Self::NoFiles { .. } | Self::OutputInUse { .. } | Self::MissingColumn { .. })
+        matches!(
+            self,
+            Self::Flag { .. }
+                | Self::NoFiles { .. }
+                | Self::BrokenFile { .. }
+                | Self::WrongFormat { .. }
+                | Self::MissingColumn { .. }
+                | Self::OutputInUse { .. }
+                | Self::ProcessorFolder { .. }
+        )
     }
 }

@@ -6,11 +6,11 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use vela_processor::{Processor, ProcessorOptions, codec};
-use vela_shard::{Manifest, ShardReader, open_store};
+use vela_shard::{Manifest, ShardError, ShardReader, Store};
 use vela_types::{IGNORE_LABEL, ImageTensor, Record};
 
 use crate::PrepareError;
-use crate::build::processor_folder;
+use crate::build::{load_processor, open_shards, processor_folder};
 
 /// What to show where.
 #[derive(Clone, Debug)]
@@ -42,10 +42,10 @@ const STYLE: &str = "body{font:15px/1.5 system-ui,sans-serif;margin:2em auto;max
 
 /// Writes a page that needs nothing but itself.
 pub fn write_preview(config: &PreviewConfig) -> Result<PreviewReport, PrepareError> {
-    let store = open_store(&config.shards)?;
-    let manifest = Manifest::load(store.as_ref())?;
+    let store = open_shards("--shards", &config.shards)?;
+    let manifest = load_manifest(store.as_ref(), &config.shards)?;
     let folder = config.processor.clone().unwrap_or_else(|| processor_folder(&config.shards));
-    let processor = Processor::load(&folder, &ProcessorOptions::default())?;
+    let processor = load_processor(&folder, &ProcessorOptions::default())?;
     if processor.summary().fingerprint != manifest.processor.fingerprint {
         return Err(PrepareError::Flag {
             flag: "--processor",
@@ -74,6 +74,17 @@ pub fn write_preview(config: &PreviewConfig) -> Result<PreviewReport, PrepareErr
     page.push_str("</html>\n");
     write_page(&config.html, &page)?;
     Ok(PreviewReport { samples: wanted.len() as u64, html: config.html.clone() })
+}
+
+fn load_manifest(store: &dyn Store, shards: &str) -> Result<Manifest, PrepareError> {
+    Manifest::load(store).map_err(|fault| match fault {
+        ShardError::MissingManifest { .. } => PrepareError::Flag {
+            flag: "--shards",
+            expected: "a folder with a finished shard set (`manifest.json`)".to_owned(),
+            found: shards.to_owned(),
+        },
+        fault => fault.into(),
+    })
 }
 
 fn write_page(path: &Path, page: &str) -> Result<(), PrepareError> {

@@ -3,11 +3,13 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use polars::prelude::{Column, DataFrame, ParquetWriter};
 use serde_json::{Value, json};
 use vela_prepare::{
-    BuildConfig, BuildReport, DemoDataConfig, DemoDataReport, DialogueMode, InputConfig, PrepareError, Reject, Source,
-    build_shards, write_demo_data,
+    BuildConfig, BuildReport, DemoDataConfig, DemoDataReport, DialogueMode, ImageFolder, InputConfig, InputSet,
+    PrepareError, Reject, Source, build_shards, write_demo_data,
 };
 use vela_processor::{Processor, ProcessorOptions};
 use vela_runtime::{Progress, Shutdown};
@@ -158,6 +160,7 @@ fn records_in_are_samples_out_plus_named_rejects() {
     assert_eq!(named.iter().map(|reject| reject.record).collect::<Vec<_>>(), [2, 3, 4, 5, 6, 7, 9, 10, 11, 12]);
     assert!(named.iter().all(|reject| reject.file == "dirt.jsonl" && !reject.detail.is_empty()));
     assert_eq!(named[3].id.as_deref(), Some("llava/dirt/absent"));
+    assert!(named[2].detail.contains("not an image: starts with `not an i`"), "{}", named[2].detail);
 }
 
 #[test]
@@ -282,6 +285,125 @@ fn new_images_are_another_input_and_so_another_build() {
     assert_eq!(build(&BuildConfig { output: format!("{}2", config.output), ..config }).samples, 6);
 }
 
+/// A BMP of one colour: pictures of one side have one size in bytes, whatever they show.
+fn bmp(grey: u8) -> Vec<u8> {
+    const SIDE: u32 = 8;
+    let pixels = vec![grey; (SIDE * SIDE * 3) as usize];
+    let mut file = b"BM".to_vec();
+    for word in [54 + pixels.len() as u32, 0, 54, 40, SIDE, SIDE, 1 | 24 << 16, 0, pixels.len() as u32, 0, 0, 0, 0] {
+        file.extend(word.to_le_bytes());
+    }
+    file.extend(pixels);
+    file
+}
+
+#[test]
+fn images_beside_the_data_file_are_inputs_too() {
+    let demo = Demo::new(2);
+    let images = demo.data.llava.parent().expect("folder").join("images");
+    let lines = [
+        line("there", json!("images/en_000000.png"), "<image>\nWhat?", "A shape."),
+        line("late", json!("images/late.bmp"), "<image>\nWhat?", "A shape."),
+    ];
+    let report = demo.build_lines("late", &lines);
+    assert_eq!((report.samples, &report.rejected), (1, &counts(&[("missing_image", 1)])));
+    fs::write(images.join("unused.bmp"), bmp(1)).expect("an image that no record names");
+    assert_eq!(demo.build_lines("late", &lines).kept_shards, 1);
+    fs::write(images.join("late.bmp"), bmp(1)).expect("the missing image");
+    let again =
+        demo.config(vec![InputConfig::new(Source::Llava, demo.data.llava.with_file_name("late.jsonl"))], "late");
+    assert!(matches!(try_build(&again), Err(PrepareError::OutputInUse { .. })));
+}
+
+#[test]
+fn captions_too_name_the_images_beside_their_file() {
+    let root = tempfile::tempdir().expect("temp folder");
+    let (coco, sa1b) = (root.path().join("captions.json"), root.path().join("captions.parquet"));
+    let captions = json!({
+        "images": [{"id": 7, "file_name": "late.bmp"}, {"id": 8, "file_name": "unused.bmp"}],
+        "annotations": [{"id": 1, "image_id": 7, "caption": "A cat."}],
+    });
+    fs::write(&coco, captions.to_string()).expect("captions");
+    let column = |name: &str, text: &str| Column::new(name.into(), vec![text.to_owned()]);
+    let columns = vec![column("url", "late.bmp"), column("cap_seg", "{'global_caption': 'A cat.'}")];
+    let mut frame = DataFrame::new_infer_height(columns).expect("a table");
+    ParquetWriter::new(fs::File::create(&sa1b).expect("file")).finish(&mut frame).expect("Parquet");
+    let beside = Arc::new(ImageFolder::open(None).expect("no folder"));
+    let listings = || {
+        [(Source::Coco, &coco), (Source::Sa1b, &sa1b)].map(|(source, path)| {
+            InputSet::open(source, path, &beside).expect("a sound file").files[0].records.images()
+        })
+    };
+    let before = listings();
+    fs::write(root.path().join("unused.bmp"), bmp(1)).expect("an image that no record names");
+    assert_eq!(listings(), before);
+    fs::write(root.path().join("late.bmp"), bmp(1)).expect("the missing image");
+    let after = listings();
+    assert!(after[0] != before[0] && after[1] != before[1]);
+}
+
+#[test]
+fn an_image_replaced_by_one_of_the_same_size_is_another_build_with_another_fingerprint() {
+    let demo = Demo::new(2);
+    let data = demo.data.llava.with_file_name("grey.jsonl");
+    fs::write(&data, line("a", json!("images/grey.bmp"), "<image>\nWhat?", "A shape.")).expect("lines");
+    let path = demo.data.llava.with_file_name("images").join("grey.bmp");
+    for images in [None, Some(demo.data.llava.parent().expect("folder").to_owned())] {
+        let name = format!("grey-{}", images.is_some());
+        let input = InputConfig { images, ..InputConfig::new(Source::Llava, &data) };
+        fs::write(&path, bmp(10)).expect("an image");
+        let first = build(&demo.config(vec![input.clone()], &name));
+        fs::write(&path, bmp(200)).expect("another image");
+        let found = try_build(&demo.config(vec![input.clone()], &name));
+        assert!(matches!(found, Err(PrepareError::OutputInUse { .. })), "{found:?}");
+        let second = build(&demo.config(vec![input.clone()], &format!("{name}-2")));
+        assert_ne!(first.fingerprint, second.fingerprint, "other pixels, other fingerprint");
+        fs::write(&path, bmp(10)).expect("the first image");
+        let third = build(&demo.config(vec![input], &format!("{name}-3")));
+        assert_eq!(first.fingerprint, third.fingerprint, "times are no part of the fingerprint");
+    }
+}
+
+#[test]
+fn a_damaged_lengths_index_and_a_lost_reject_list_are_made_again() {
+    let demo = Demo::new(40);
+    fs::remove_file(demo.data.sa1b_images.join("sa_000013.jpg")).expect("removed");
+    let config = BuildConfig { shard_size_bytes: 10 * (3 * 32 * 32 + 4096), ..demo.config(vec![demo.zh()], "repair") };
+    assert_eq!(build(&config).rejected, counts(&[("missing_image", 1)]));
+    let before = contents(&config.output);
+    let place = |name: &str| Path::new(&config.output).join(name);
+    let mut lengths = before["lengths.bin"].clone();
+    lengths[40] ^= 1;
+    fs::write(place("lengths.bin"), lengths).expect("flip");
+    assert_eq!(build(&config).kept_shards, 4, "lengths are read from the shards");
+    assert_eq!(contents(&config.output), before);
+    fs::remove_file(place("lengths.bin")).expect("removed");
+    fs::remove_file(place("rejects.jsonl")).expect("removed");
+    assert_eq!(build(&config).kept_shards, 3, "the shard with the reject is made again");
+    assert_eq!(contents(&config.output), before);
+    fs::write(place("rejects.jsonl"), &before["rejects.jsonl"][..30]).expect("cut");
+    fs::remove_file(place("shard-00002.parquet")).expect("removed");
+    assert_eq!(build(&config).kept_shards, 2);
+    assert_eq!(contents(&config.output), before);
+}
+
+#[test]
+fn image_names_that_leave_the_image_folder_are_rejected() {
+    let demo = Demo::new(2);
+    let images = demo.data.llava.with_file_name("images");
+    let outside = demo.path("outside.png");
+    fs::copy(images.join("en_000000.png"), &outside).expect("an image elsewhere");
+    let inside = images.join("en_000001.png");
+    let names = ["../../outside.png", outside.to_str().expect("text"), "en_000000.png", inside.to_str().expect("text")];
+    let lines = names.iter().map(|name| line(name, json!(name), "<image>\nWhat?", "A shape."));
+    let data = demo.data.llava.with_file_name("escape.jsonl");
+    fs::write(&data, lines.collect::<Vec<_>>().join("\n")).expect("lines");
+    let input = InputConfig { images: Some(images), ..InputConfig::new(Source::Llava, &data) };
+    let report = build(&demo.config(vec![input], "escape"));
+    assert_eq!((report.samples, &report.rejected), (2, &counts(&[("outside_images", 2)])));
+    assert!(rejects(&report.output).iter().all(|reject| reject.detail.contains("--images")));
+}
+
 #[test]
 fn a_stopped_build_continues_and_nothing_left_is_an_error() {
     let demo = Demo::new(30);
@@ -292,7 +414,7 @@ fn a_stopped_build_continues_and_nothing_left_is_an_error() {
     assert!(matches!(fault, PrepareError::Interrupted { done: 0, total: 3, .. }), "{fault}");
     assert_eq!(build(&config).samples, 30);
     let path = demo.data.llava.with_file_name("bad.jsonl");
-    fs::write(&path, "{}\n{}\n").expect("lines");
+    fs::write(&path, "{\"conversations\":[]}\n".repeat(2)).expect("lines");
     let fault = try_build(&demo.config(vec![InputConfig::new(Source::Llava, path)], "none")).expect_err("no sample");
     assert!(matches!(fault, PrepareError::NothingLeft { records: 2, .. }), "{fault}");
 }

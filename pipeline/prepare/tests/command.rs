@@ -109,11 +109,90 @@ fn wrong_use_exits_with_2_and_says_what_was_expected() {
         assert!(stderr.contains(said), "{flag}: {stderr}");
     }
     assert_eq!(run(&["build-shards", "--no-such-flag"]).status.code(), Some(2));
-    assert_eq!(
-        run(&["demo-data", "--output", &text(root.path(), "demo")]).status.code(),
-        Some(2),
-        "the folder is in use"
+    let used = text(root.path(), "demo");
+    assert_usage(&run(&["demo-data", "--output", &used]), &["--output", &used, "an empty folder", "other files"]);
+    let said = ["--max-facts", "`--dialogue rules`", "`--dialogue keep`"];
+    assert_usage(
+        &run(&[
+            "build-shards",
+            "--source",
+            "llava",
+            "--max-facts",
+            "1",
+            "--input",
+            &used,
+            "--processor",
+            &used,
+            "--output",
+            &shards,
+        ]),
+        &said,
     );
+}
+
+/// Exit code 2, and a message that says all of `said` and never `fingerprint`.
+fn assert_usage(output: &Output, said: &[&str]) {
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{stderr}");
+    for text in said {
+        assert!(stderr.contains(text), "`{text}` in {stderr}");
+    }
+    assert!(!stderr.contains("fingerprint"), "{stderr}");
+}
+
+#[test]
+fn wrong_folders_formats_and_urls_are_wrong_use() {
+    let root = tempfile::tempdir().expect("temp folder");
+    let data = demo(root.path(), "4");
+    let shards = text(root.path(), "shards");
+    let with = |changes: &[(&str, &str)]| {
+        let mut args: Vec<String> = build_args(&data, &shards).into_iter().map(str::to_owned).collect();
+        for (flag, value) in changes {
+            let at = args.iter().position(|arg| arg == flag).expect("the flag");
+            args[at + 1] = (*value).to_owned();
+        }
+        run(&args.iter().map(String::as_str).collect::<Vec<_>>())
+    };
+    let place = |key: &str| data[key].as_str().expect("a path");
+    let llava = place("llava");
+    let parquet = fs::read_dir(place("sa1b")).expect("folder").next().expect("a file").expect("entry").path();
+    let parquet = parquet.to_str().expect("text");
+    let (plain, coco) = (text(root.path(), "plain.jsonl"), text(root.path(), "coco.json"));
+    fs::write(&plain, "no JSON\nat all\n").expect("file");
+    fs::write(&coco, r#"{"images": [], "annotations": [{"id": 1}]}"#).expect("file");
+
+    assert_usage(&with(&[("--processor", place("llava"))]), &["--processor", llava, "processor folder"]);
+    assert_usage(&with(&[("--processor", place("sa1b"))]), &["--processor", place("sa1b"), "expected"]);
+    assert_usage(&with(&[("--input", llava)]), &["--input", "expected a Parquet file", llava]);
+    for wrong in [parquet, &plain, &coco] {
+        let changes = [("--source", "llava"), ("--dialogue", "keep"), ("--input", wrong)];
+        assert_usage(&with(&changes), &["--input", "expected", wrong]);
+    }
+    let changes = [("--source", "coco"), ("--input", llava)];
+    assert_usage(&with(&changes), &["--input", "annotations", llava]);
+    assert_usage(&with(&[("--output", "s3://bucket/shards")]), &["--output", "file://", "s3://bucket/shards"]);
+    assert!(!Path::new(&shards).exists(), "nothing was written");
+
+    let html = text(root.path(), "page.html");
+    let preview = |shards: &str| run(&["preview", "--shards", shards, "--html", &html]);
+    assert_usage(&preview(&shards), &["--shards", &shards, "manifest.json"]);
+    assert_usage(&preview("s3://bucket/shards"), &["--shards", "file://", "s3://bucket/shards"]);
+}
+
+#[test]
+fn flags_of_rule_dialogues_need_rule_dialogues() {
+    let root = tempfile::tempdir().expect("temp folder");
+    let data = demo(root.path(), "4");
+    let shards = text(root.path(), "shards");
+    let mut args = build_args(&data, &shards);
+    args.extend(["--max-facts", "1", "--no-description"]);
+    let dialogue = args.iter().position(|arg| *arg == "rules").expect("the mode");
+    args[dialogue] = "caption";
+    assert_usage(&run(&args), &["--max-facts", "`--dialogue rules`", "`--dialogue caption`"]);
+    args.drain(args.len() - 3..args.len() - 1);
+    assert_usage(&run(&args), &["--no-description", "`--dialogue rules`", "`--dialogue caption`"]);
+    args[dialogue] = "rules";
+    assert_eq!(run(&args).status.code(), Some(0));
 }
 
 #[test]

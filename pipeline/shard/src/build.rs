@@ -9,6 +9,7 @@ use vela_types::{Fingerprint, RecordLengths};
 use crate::ShardError;
 use crate::lengths::LengthsIndex;
 use crate::manifest::{Manifest, ShardEntry, Totals};
+use crate::reader::ShardReader;
 use crate::schema::SCHEMA_VERSION;
 use crate::store::{PARTIAL_SUFFIX, Store, write_whole};
 use crate::writer::{ShardSettings, ShardWriter, shard_file_name};
@@ -28,17 +29,17 @@ pub struct CompletedShard {
 #[serde(deny_unknown_fields)]
 struct Completion {
     version: u32,
-    fingerprint: Fingerprint,
+    plan: Fingerprint,
     shard: CompletedShard,
     notes: serde_json::Value,
 }
 
 /// A build in a folder. Stopped at any moment it leaves complete shards, each with a completion file, and perhaps one
-/// partial file; a build with the same fingerprint keeps the former and overwrites the latter.
+/// partial file; a build with the same plan keeps the former and overwrites the latter.
 #[derive(Debug)]
 pub struct BuildFolder {
     store: Arc<dyn Store>,
-    fingerprint: Fingerprint,
+    plan: Fingerprint,
     settings: ShardSettings,
 }
 
@@ -47,9 +48,10 @@ fn completion_file_name(index: u32) -> String {
 }
 
 impl BuildFolder {
-    /// Takes the folder for the build `fingerprint`. Refuses one that holds a finished set of another build.
-    pub fn open(store: Arc<dyn Store>, fingerprint: Fingerprint, settings: ShardSettings) -> Result<Self, ShardError> {
-        let folder = Self { store, fingerprint, settings };
+    /// Takes the folder for the build `plan`: a hash of all that decides its bytes, known before the first shard is
+    /// made. Refuses a folder that holds a finished set of another build.
+    pub fn open(store: Arc<dyn Store>, plan: Fingerprint, settings: ShardSettings) -> Result<Self, ShardError> {
+        let folder = Self { store, plan, settings };
         folder.manifest()?;
         Ok(folder)
     }
@@ -60,12 +62,12 @@ impl BuildFolder {
             Err(ShardError::MissingManifest { .. }) => return Ok(None),
             loaded => loaded?,
         };
-        match manifest.fingerprint == self.fingerprint {
+        match manifest.plan == self.plan {
             true => Ok(Some(manifest)),
             false => Err(ShardError::ForeignBuild {
                 path: self.store.path(crate::MANIFEST_FILE),
-                expected: self.fingerprint,
-                found: manifest.fingerprint,
+                expected: self.plan,
+                found: manifest.plan,
             }),
         }
     }
@@ -83,8 +85,7 @@ impl BuildFolder {
         shard: &CompletedShard,
         notes: serde_json::Value,
     ) -> Result<(), ShardError> {
-        let completion =
-            Completion { version: SCHEMA_VERSION, fingerprint: self.fingerprint, shard: shard.clone(), notes };
+        let completion = Completion { version: SCHEMA_VERSION, plan: self.plan, shard: shard.clone(), notes };
         let content = serde_json::to_vec(&completion).expect("a completion has string keys only");
         write_whole(self.store.as_ref(), &completion_file_name(index), &content)
     }
@@ -105,7 +106,7 @@ impl BuildFolder {
         let completion = serde_json::from_slice::<Completion>(&content).ok();
         Ok(completion.filter(|found| {
             found.version == SCHEMA_VERSION
-                && found.fingerprint == self.fingerprint
+                && found.plan == self.plan
                 && found.shard.entry.file == shard_file_name(index)
                 && found.shard.entry.rows == found.shard.lengths.len() as u64
         }))
@@ -131,7 +132,8 @@ impl BuildFolder {
         let lengths = LengthsIndex::write(self.store.as_ref(), lengths.len() as u64, lengths.iter().copied())?;
         let mut manifest = Manifest {
             version: SCHEMA_VERSION,
-            fingerprint: self.fingerprint,
+            fingerprint: Fingerprint::default(),
+            plan: self.plan,
             totals: Totals::of(&shards),
             shards,
             rejects,
@@ -143,6 +145,32 @@ impl BuildFolder {
         manifest.commit(self.store.as_ref())?;
         self.clean(&manifest)?;
         Ok(manifest)
+    }
+
+    /// Makes the lengths index of a finished set again from its shards, all of them whole, if it is damaged or gone. True if it was.
+    pub fn repair_lengths(&self, manifest: &Manifest) -> Result<bool, ShardError> {
+        let store = self.store.as_ref();
+        match manifest.open_lengths(store) {
+            Err(fault) if fault.is_damage() => {}
+            opened => return opened.map(|_| false),
+        }
+        let mut lengths = Vec::new();
+        for entry in &manifest.shards {
+            let reader = ShardReader::open(store, entry)?;
+            for row in 0..reader.rows() {
+                lengths.push(reader.read(row)?.lengths());
+            }
+        }
+        let made = LengthsIndex::write(store, lengths.len() as u64, lengths.into_iter())?;
+        match made == manifest.lengths {
+            true => Ok(true),
+            false => Err(ShardError::DamagedFile {
+                path: store.path(&manifest.lengths.file),
+                what: "checksum of the lengths index made again",
+                expected: manifest.lengths.checksum.to_string(),
+                found: made.checksum.to_string(),
+            }),
+        }
     }
 
     /// Removes completions, partial files and shards of an earlier build that the manifest does not name.

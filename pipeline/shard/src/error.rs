@@ -113,14 +113,14 @@ pub enum ShardError {
     },
     /// The output folder already holds another finished shard set.
     #[error(
-        "`{path}` was built from other inputs or settings: expected fingerprint `{expected}`, found `{found}`; choose another output folder or remove this one"
+        "`{path}` was built from other inputs, images or settings: expected plan `{expected}`, found `{found}`; choose another output folder or remove this one"
     )]
     ForeignBuild {
         /// Its manifest.
         path: String,
-        /// The fingerprint of this build.
+        /// The plan of this build.
         expected: Fingerprint,
-        /// The fingerprint found.
+        /// The plan found.
         found: Fingerprint,
     },
     /// A commit was asked for before every shard was there.

@@ -121,8 +121,11 @@ pub struct FileEntry {
 pub struct Manifest {
     /// [`SCHEMA_VERSION`] of the writer.
     pub version: u32,
-    /// blake3 of inputs, settings and processor: equal builds have equal fingerprints.
+    /// blake3 of format, processor, shards and settings: names the data set. Equal builds of equal inputs have equal
+    /// fingerprints on every machine; shards with other pixels or tokens have another.
     pub fingerprint: Fingerprint,
+    /// What the builder called the build before its first shard was made; a build with this name continues the folder.
+    pub plan: Fingerprint,
     /// The shards; records are numbered through them in this order.
     pub shards: Vec<ShardEntry>,
     /// Sums over `shards`.
@@ -133,7 +136,7 @@ pub struct Manifest {
     pub lengths: FileEntry,
     /// The processor that made the records.
     pub processor: ProcessorSummary,
-    /// The build's settings, for people.
+    /// The build's settings, for people; part of the fingerprint.
     pub build: serde_json::Value,
     /// blake3 of this manifest in compact JSON with this field empty.
     pub checksum: String,
@@ -176,6 +179,9 @@ impl Manifest {
                 "unknown keys or another layout".to_owned(),
             );
         }
+        if self.fingerprint != self.compute_fingerprint() {
+            return damaged("fingerprint", self.compute_fingerprint().to_string(), self.fingerprint.to_string());
+        }
         if self.totals != Totals::of(&self.shards) {
             return damaged("totals", format!("{:?}", Totals::of(&self.shards)), format!("{:?}", self.totals));
         }
@@ -191,8 +197,9 @@ impl Manifest {
         LengthsIndex::open(store, &self.lengths, self.totals.rows)
     }
 
-    /// Seals the manifest and makes it visible: after this the folder is a data set.
+    /// Names and seals the manifest and makes it visible: after this the folder is a data set.
     pub fn commit(&mut self, store: &dyn Store) -> Result<(), ShardError> {
+        self.fingerprint = self.compute_fingerprint();
         self.checksum = self.compute_checksum();
         write_whole(store, MANIFEST_FILE, &self.to_json())
     }
@@ -206,6 +213,15 @@ impl Manifest {
             num_tokens: self.totals.num_tokens,
             processor: self.processor.clone(),
         }
+    }
+
+    /// Of nothing that differs between machines: no plan, no time, no path.
+    fn compute_fingerprint(&self) -> Fingerprint {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(b"vela shard set\n").update(&self.version.to_le_bytes()).update(&self.processor.fingerprint.0);
+        self.shards.iter().for_each(|shard| _ = hasher.update(&shard.checksum.0));
+        hasher.update(self.build.to_string().as_bytes());
+        Fingerprint(*hasher.finalize().as_bytes())
     }
 
     fn compute_checksum(&self) -> String {

@@ -123,3 +123,38 @@ fn notes_come_back_with_the_shard() {
     assert_eq!((shard.entry.rows, shard.lengths.len()), (4, 4));
     assert_eq!(notes, serde_json::json!({"rejects": {}}));
 }
+
+#[test]
+fn a_damaged_or_lost_lengths_index_is_made_again_from_the_shards() {
+    let (whole, folder) = stopped();
+    build(folder.path());
+    let (build, path) = (open(folder.path()), folder.path().join("lengths.bin"));
+    let manifest = build.manifest().expect("a readable folder").expect("a manifest");
+    assert!(!build.repair_lengths(&manifest).expect("a good index"));
+    let mut content = fs::read(&path).expect("the index");
+    content[20] ^= 4;
+    fs::write(&path, content).expect("a damaged index");
+    assert!(build.repair_lengths(&manifest).expect("made again"));
+    fs::remove_file(&path).expect("removed");
+    assert!(build.repair_lengths(&manifest).expect("made again"));
+    assert_eq!(contents(folder.path()), whole);
+}
+
+#[test]
+fn the_fingerprint_follows_the_content_and_the_plan_does_not() {
+    let manifest = |records: &[vela_types::Record], plan: u8| {
+        let folder = tempfile::tempdir().expect("a folder");
+        let build = BuildFolder::open(store(folder.path()), Fingerprint([plan; 32]), settings()).expect("a folder");
+        write_shard(&build, 0, records);
+        build.commit(1, BTreeMap::new(), serde_json::json!({"seed": 1})).expect("a commit")
+    };
+    let first = manifest(&records(4), 1);
+    let mut other = records(4);
+    let image = &mut other[1].images[0];
+    image.data = image.data.iter().map(|byte| byte ^ 1).collect::<Vec<u8>>().into();
+    image.hash = Fingerprint(*blake3::hash(&image.data).as_bytes());
+    assert_ne!(first.fingerprint, manifest(&other, 1).fingerprint, "other pixels");
+    let replanned = manifest(&records(4), 2);
+    assert_eq!(first.fingerprint, replanned.fingerprint, "equal bytes");
+    assert_eq!((first.plan, replanned.plan), (Fingerprint([1; 32]), Fingerprint([2; 32])));
+}

@@ -43,6 +43,17 @@ impl ByteBudget {
         self.changed.notify_all();
     }
 
+    /// Closes the budget when the value is dropped, a panic included.
+    pub(super) fn close_on_drop(&self) -> impl Drop {
+        struct Closer<'a>(&'a ByteBudget);
+        impl Drop for Closer<'_> {
+            fn drop(&mut self) {
+                self.0.close();
+            }
+        }
+        Closer(self)
+    }
+
     /// Most bytes ever held.
     pub(super) fn peak(&self) -> u64 {
         self.lock().peak

@@ -14,7 +14,8 @@ use std::time::Instant;
 
 use vela_processor::{Processor, ProcessorOptions};
 use vela_runtime::{Progress, Shutdown};
-use vela_shard::{BuildFolder, Manifest, ShardError, ShardSettings, Store, open_store};
+use vela_shard::{BuildFolder, Manifest, ShardEntry, ShardError, ShardSettings, Store, open_store};
+use vela_types::Sample;
 
 pub use config::{BuildConfig, InputConfig};
 pub use plan::{BuildPlan, PlannedFile, RecordRange, ShardSpec};
@@ -24,7 +25,7 @@ pub use report::BuildReport;
 use crate::PrepareError;
 use reject::ShardNotes;
 use report::RunFacts;
-use stages::Stages;
+use stages::{Process, Stages};
 
 /// Names the build that a folder without a manifest belongs to.
 const BUILD_FILE: &str = "build.json";
@@ -34,27 +35,57 @@ pub(crate) fn processor_folder(shards: &str) -> PathBuf {
     Path::new(shards.strip_prefix("file://").unwrap_or(shards)).join("processor")
 }
 
-/// Turns the raw inputs of `config` into a shard set, or continues a build of the same fingerprint.
+/// Opens the store that `flag` names.
+pub(crate) fn open_shards(flag: &'static str, url: &str) -> Result<Arc<dyn Store>, PrepareError> {
+    open_store(url).map_err(|fault| match fault {
+        ShardError::UnsupportedUrl { url } => PrepareError::Flag {
+            flag,
+            expected: "a folder, or a `file://` URL with an absolute path".to_owned(),
+            found: url,
+        },
+        fault => fault.into(),
+    })
+}
+
+/// Loads what `--processor` names.
+pub(crate) fn load_processor(path: &Path, options: &ProcessorOptions) -> Result<Processor, PrepareError> {
+    let fault = |source| PrepareError::ProcessorFolder { path: path.to_owned(), source };
+    Processor::load(path, options).map_err(fault)
+}
+
+/// Turns the raw inputs of `config` into a shard set, or continues a build of the same plan.
 ///
-/// The bytes written depend on the inputs, the processor and those settings that the fingerprint covers, never on
-/// workers, timing or how often the build was stopped. Rejected records do not fail the build; see
+/// The bytes written depend on the inputs, the processor and those settings that the plan covers, never on workers,
+/// timing or how often the build was stopped. Rejected records do not fail the build; see
 /// [`BuildReport::reject_rate`].
 pub fn build_shards(
     config: &BuildConfig,
     progress: &Progress,
     shutdown: &Shutdown,
 ) -> Result<BuildReport, PrepareError> {
-    let started = Instant::now();
     config.check()?;
     let options = ProcessorOptions { image_mode: config.image_mode, ..ProcessorOptions::default() };
-    let processor = Arc::new(Processor::load(&config.processor, &options)?);
+    let processor = load_processor(&config.processor, &options)?;
+    let process = |sample: &Sample| processor.process(sample, config.max_length);
+    build_with(config, &processor, &process, progress, shutdown)
+}
+
+/// A build whose records are made by `process`.
+fn build_with(
+    config: &BuildConfig,
+    processor: &Processor,
+    process: &Process<'_>,
+    progress: &Progress,
+    shutdown: &Shutdown,
+) -> Result<BuildReport, PrepareError> {
+    let started = Instant::now();
+    let store = open_shards("--output", &config.output)?;
     let plan = BuildPlan::new(config, processor.summary())?;
     progress.set_total(plan.num_records());
-    let store = open_store(&config.output)?;
     let folder = open_folder(config, &plan, &store, ShardSettings::new(processor.summary().clone()))?;
     processor.save(&processor_folder(&config.output))?;
-    let peak_queue_bytes = AtomicU64::new(0);
-    let stages = Stages { plan: &plan, config, processor: &processor, progress, shutdown, peak_queue_bytes };
+    let (image_bytes, peak_queue_bytes) = (processor.summary().image_shape.num_elements() as u64, AtomicU64::new(0));
+    let stages = Stages { plan: &plan, config, process, image_bytes, progress, shutdown, peak_queue_bytes };
     let finished = folder.manifest()?;
     let (manifest, kept) = match finished {
         Some(manifest) => {
@@ -81,20 +112,22 @@ fn open_folder(
 ) -> Result<BuildFolder, PrepareError> {
     let in_use = |found: String| PrepareError::OutputInUse {
         path: config.output.clone().into(),
-        expected: plan.fingerprint.short(),
+        expected: format!("an empty folder or a build of the plan `{}`", plan.name.short()),
         found,
     };
-    let folder = match BuildFolder::open(Arc::clone(store), plan.fingerprint, settings) {
-        Err(ShardError::ForeignBuild { found, .. }) => return Err(in_use(format!("fingerprint {}", found.short()))),
+    let folder = match BuildFolder::open(Arc::clone(store), plan.name, settings) {
+        Err(ShardError::ForeignBuild { found, .. }) => {
+            return Err(in_use(format!("a build of other inputs, images or settings (plan `{}`)", found.short())));
+        }
         opened => opened?,
     };
     if folder.manifest()?.is_some() {
         return Ok(folder);
     }
-    let name = serde_json::json!({ "fingerprint": plan.fingerprint }).to_string();
+    let name = serde_json::json!({ "plan": plan.name }).to_string();
     match store.read(BUILD_FILE)? {
         Some(found) if found[..] == *name.as_bytes() => {}
-        Some(_) => return Err(in_use("an unfinished build with other inputs or settings".to_owned())),
+        Some(_) => return Err(in_use("an unfinished build of other inputs, images or settings".to_owned())),
         None => match store.list()?.into_iter().find(|file| !file.ends_with(".partial")) {
             Some(file) => return Err(in_use(format!("`{file}`"))),
             None => write_file(store.as_ref(), BUILD_FILE, name.as_bytes())?,
@@ -140,7 +173,8 @@ fn build_all(stages: &Stages<'_>, folder: &BuildFolder, store: &dyn Store) -> Re
     Ok((manifest, kept))
 }
 
-/// Verifies a finished set and makes damaged or missing shards again; their bytes come out as the manifest says.
+/// Verifies a finished set and makes again what is damaged or missing: shards, lengths index, reject list. Their bytes
+/// come out as the manifest says. Returns how many shards were kept.
 fn repair(
     stages: &Stages<'_>,
     folder: &BuildFolder,
@@ -150,25 +184,50 @@ fn repair(
     // A build stopped right after its commit leaves this behind.
     store.remove(BUILD_FILE)?;
     folder.clean(manifest)?;
-    let mut kept = 0;
+    let rejects_lost = !has_rejects(store, manifest)?;
+    let (mut kept, mut notes) = (0, ShardNotes::default());
     for (spec, entry) in stages.plan.shards.iter().zip(&manifest.shards) {
         let content = store.read(&entry.file)?;
-        if content.is_some_and(|content| *blake3::hash(&content).as_bytes() == entry.checksum.0) {
+        let is_good = content.is_some_and(|content| *blake3::hash(&content).as_bytes() == entry.checksum.0);
+        // The cause of a reject is found only by processing its shard again.
+        let tells_rejects = rejects_lost && entry.rows < spec.num_records();
+        if is_good && !tells_rejects {
             kept += 1;
             stages.progress.inc(spec.num_records());
-            continue;
-        }
-        let (made, _) = stages.build_shard(spec, folder)?;
-        if made.entry != *entry {
-            return Err(PrepareError::Shard(ShardError::DamagedFile {
-                path: store.path(&entry.file),
-                what: "checksum of a shard made again (its images changed since)",
-                expected: entry.checksum.to_string(),
-                found: made.entry.checksum.to_string(),
-            }));
+        } else {
+            notes.append(remake_shard(stages, folder, store, spec, entry)?);
         }
     }
+    folder.repair_lengths(manifest)?;
+    if rejects_lost {
+        write_file(store, REJECTS_FILE, notes.to_lines().as_bytes())?;
+    }
     Ok(kept)
+}
+
+/// True if the reject list is there, well-formed, and counts what the manifest counts.
+fn has_rejects(store: &dyn Store, manifest: &Manifest) -> Result<bool, PrepareError> {
+    let notes = store.read(REJECTS_FILE)?.and_then(|lines| ShardNotes::from_lines(&lines));
+    Ok(notes.is_some_and(|notes| notes.counts() == manifest.rejects))
+}
+
+fn remake_shard(
+    stages: &Stages<'_>,
+    folder: &BuildFolder,
+    store: &dyn Store,
+    spec: &ShardSpec,
+    entry: &ShardEntry,
+) -> Result<ShardNotes, PrepareError> {
+    let (made, notes) = stages.build_shard(spec, folder)?;
+    match made.entry == *entry {
+        true => Ok(notes),
+        false => Err(PrepareError::Shard(ShardError::DamagedFile {
+            path: store.path(&entry.file),
+            what: "checksum of a shard made again (its images changed since)",
+            expected: entry.checksum.to_string(),
+            found: made.entry.checksum.to_string(),
+        })),
+    }
 }
 
 fn write_file(store: &dyn Store, name: &str, content: &[u8]) -> Result<(), PrepareError> {
@@ -176,4 +235,36 @@ fn write_file(store: &dyn Store, name: &str, content: &[u8]) -> Result<(), Prepa
     let mut file = store.create(name)?;
     file.write_all(content).map_err(PrepareError::io("write", path.as_ref()))?;
     Ok(file.publish()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{DemoDataConfig, InputConfig, Source, write_demo_data};
+
+    #[test]
+    fn a_record_whose_processing_panics_is_a_reject_and_the_build_goes_on() {
+        let root = tempfile::tempdir().expect("temp folder");
+        let demo = DemoDataConfig { num_train: 20, num_heldout: 1, ..DemoDataConfig::new(root.path().join("demo")) };
+        let demo = write_demo_data(&demo).expect("demo data");
+        let processor = load_processor(&demo.processor, &ProcessorOptions::default()).expect("processor");
+        let output = root.path().join("shards");
+        for workers in [1, 3] {
+            let _ = std::fs::remove_dir_all(&output);
+            let inputs = vec![InputConfig::new(Source::Llava, &demo.llava)];
+            let config = BuildConfig { workers, ..BuildConfig::new(inputs, &demo.processor, output.to_string_lossy()) };
+            let process = |sample: &Sample| {
+                assert!(!sample.id.ends_with('7'), "the test wants no seven");
+                processor.process(sample, config.max_length)
+            };
+            let report = build_with(&config, &processor, &process, &Progress::hidden(), &Shutdown::new());
+            let report = report.expect("builds");
+            assert_eq!((report.samples, report.rejected.get("processor_panicked")), (18, Some(&2)));
+            let rejects = std::fs::read_to_string(output.join(REJECTS_FILE)).expect("reject list");
+            let rejects: Vec<Reject> = rejects.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+            assert_eq!(rejects.iter().map(|reject| reject.record).collect::<Vec<_>>(), [7, 17]);
+            assert_eq!(rejects[0].id.as_deref(), Some("llava/demo_instruct/demo_000007"));
+            assert!(rejects[0].detail.contains("the test wants no seven"), "{}", rejects[0].detail);
+        }
+    }
 }

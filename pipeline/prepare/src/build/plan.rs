@@ -54,23 +54,24 @@ pub struct BuildPlan {
     pub files: Vec<PlannedFile>,
     /// The shards in order.
     pub shards: Vec<ShardSpec>,
-    /// blake3 of `echo`, the processor and the shard format.
-    pub fingerprint: Fingerprint,
-    /// The settings and inputs that the fingerprint covers, for the manifest.
+    /// blake3 of `echo`, the listings of the images, the processor and the shard format: names the build while it is in
+    /// progress. Not the fingerprint of the data set: it covers modification times and not the pixels.
+    pub name: Fingerprint,
+    /// The settings and inputs, for the manifest.
     pub echo: Value,
 }
 
 impl BuildPlan {
     /// Scans the inputs of `config` and divides their records.
     pub fn new(config: &BuildConfig, processor: &ProcessorSummary) -> Result<Self, PrepareError> {
-        let (mut files, mut inputs) = (Vec::new(), Vec::new());
+        let (mut files, mut inputs, mut listings) = (Vec::new(), Vec::new(), Vec::new());
         for input in &config.inputs {
             let images = Arc::new(ImageFolder::open(input.images.as_deref())?);
             let set = InputSet::open(input.source, &input.input, &images)?;
             let listed: Vec<Value> = set.files.iter().map(|file| json!([file.name, file.bytes, file.hash])).collect();
-            inputs.push(json!({
-                "source": input.source, "dialogue": input.dialogue, "files": listed, "images": images.fingerprint(),
-            }));
+            inputs.push(json!({ "source": input.source, "dialogue": input.dialogue, "files": listed }));
+            listings.push(images.fingerprint());
+            listings.extend(set.files.iter().map(|file| file.records.images()));
             files.extend(set.files.into_iter().map(|file| PlannedFile { file, dialogue: input.dialogue }));
         }
         let record_bytes = processor.image_shape.num_elements() as u64 + TEXT_BYTES_PER_RECORD;
@@ -81,9 +82,9 @@ impl BuildPlan {
         });
         let counts: Vec<u64> = files.iter().map(|planned| planned.file.records.num_records()).collect();
         let shards = divide(&counts, config.limit.unwrap_or(u64::MAX), records_per_shard);
-        let name = format!("vela build\n{echo}\n{}\n{SCHEMA_VERSION}", processor.fingerprint);
-        let fingerprint = Fingerprint(*blake3::hash(name.as_bytes()).as_bytes());
-        Ok(Self { files, shards, fingerprint, echo })
+        let name = format!("vela build\n{echo}\n{}\n{}\n{SCHEMA_VERSION}", json!(listings), processor.fingerprint);
+        let name = Fingerprint(*blake3::hash(name.as_bytes()).as_bytes());
+        Ok(Self { files, shards, name, echo })
     }
 
     /// Raw records of all shards.

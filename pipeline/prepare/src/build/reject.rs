@@ -57,4 +57,11 @@ impl ShardNotes {
         let line = |reject| serde_json::to_string(reject).expect("texts and numbers are JSON") + "\n";
         self.rejects.iter().map(line).collect()
     }
+
+    /// A reject list read back; `None` if a line is not as it was written.
+    pub(super) fn from_lines(lines: &[u8]) -> Option<Self> {
+        let rejects = lines.split_inclusive(|byte| *byte == b'\n').map(|line| serde_json::from_slice(line).ok());
+        let notes = Self { rejects: rejects.collect::<Option<_>>()?, dropped_turns: 0 };
+        (notes.to_lines().as_bytes() == lines).then_some(notes)
+    }
 }

@@ -26,7 +26,7 @@ pub struct BuildReport {
     pub bytes: u64,
     /// Wall-clock time of this run.
     pub seconds: f64,
-    /// Name of the build.
+    /// Names the data set: its settings and the content of its shards.
     pub fingerprint: Fingerprint,
     /// Raw records read: `samples` plus all rejects.
     pub records: u64,

@@ -1,15 +1,18 @@
 //! One shard: a reader, workers and a writer, with a bound on the bytes between them.
 
+use std::any::Any;
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::ops::ControlFlow;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
-use vela_processor::{Processed, Processor};
+use vela_processor::{Processed, ProcessorError};
 use vela_runtime::{Progress, Shutdown};
 use vela_shard::{BuildFolder, CompletedShard, ShardError, ShardWriter};
+use vela_types::Sample;
 
 use super::budget::ByteBudget;
 use super::reject::{Reject, ShardNotes};
@@ -23,11 +26,16 @@ const IN_FLIGHT_BYTES: u64 = 256 << 20;
 /// Counted for every record on its way.
 const RECORD_OVERHEAD_BYTES: u64 = 1024;
 
+/// Makes a record of a sample; called by several threads.
+pub(super) type Process<'a> = dyn Fn(&Sample) -> Result<Processed, ProcessorError> + Sync + 'a;
+
 /// What every shard of a build is made with.
 pub(super) struct Stages<'a> {
     pub(super) plan: &'a BuildPlan,
     pub(super) config: &'a BuildConfig,
-    pub(super) processor: &'a Processor,
+    pub(super) process: &'a Process<'a>,
+    /// Bytes of one image of a record.
+    pub(super) image_bytes: u64,
     pub(super) progress: &'a Progress,
     pub(super) shutdown: &'a Shutdown,
     /// Most bytes that were ever between a reader and a writer.
@@ -57,9 +65,13 @@ impl Stages<'_> {
         folder: &BuildFolder,
     ) -> Result<(CompletedShard, ShardNotes), PrepareError> {
         let budget = ByteBudget::new(IN_FLIGHT_BYTES);
+        // Unbounded in number, bounded in bytes: a record enters only once `budget` has room for it, and leaves it when
+        // it is written. So both channels and the records that wait for an earlier one hold `IN_FLIGHT_BYTES` in all.
         let (job_sender, jobs) = unbounded::<Job>();
         let (done_sender, done) = unbounded::<Done>();
         thread::scope(|scope| {
+            // However the writer ends, the reader must not wait for room that nobody makes any more.
+            let writing = budget.close_on_drop();
             let reader = scope.spawn(|| self.read(spec, &budget, job_sender));
             for _ in 0..self.config.workers {
                 let (jobs, done_sender) = (jobs.clone(), done_sender.clone());
@@ -67,7 +79,7 @@ impl Stages<'_> {
             }
             drop(done_sender);
             let written = self.write(spec, folder, &budget, &done);
-            budget.close();
+            drop(writing);
             self.peak_queue_bytes.fetch_max(budget.peak(), Ordering::Relaxed);
             let read = reader.join().expect("the reader does not panic");
             read.and(written)
@@ -94,15 +106,14 @@ impl Stages<'_> {
     }
 
     fn bytes_in_flight(&self, entry: &Entry) -> u64 {
-        let image_bytes = self.processor.summary().image_shape.num_elements() as u64;
         let content_bytes = match &entry.content {
             Ok(RawContent::Caption(caption)) => {
                 let locals: usize = caption.locals.iter().map(String::len).sum();
-                image_bytes + (caption.global.len() + locals) as u64
+                self.image_bytes + (caption.global.len() + locals) as u64
             }
             Ok(RawContent::Dialogue(sample)) => {
                 let texts: usize = sample.turns.iter().map(|turn| turn.text.len()).sum();
-                image_bytes * sample.images.len() as u64 + texts as u64
+                self.image_bytes * sample.images.len() as u64 + texts as u64
             }
             Err(_) => 0,
         };
@@ -118,19 +129,23 @@ impl Stages<'_> {
         }
     }
 
+    /// A panic costs the record and no more: a worker that ended with it would leave the writer waiting for ever.
     fn process(&self, file: usize, entry: Entry) -> Result<Processed, Reject> {
-        let planned = &self.plan.files[file];
-        let reject = |fault: Fault| Reject {
-            file: planned.file.name.clone(),
-            record: entry.record,
+        let Entry { record, content } = entry;
+        let id = content.as_ref().ok().map(|content| content.id().to_owned());
+        let outcome = catch_unwind(AssertUnwindSafe(|| self.process_content(file, content?)));
+        outcome.unwrap_or_else(|panic| Err(Fault { id, ..panic_fault(panic.as_ref()) })).map_err(|fault| Reject {
+            file: self.plan.files[file].file.name.clone(),
+            record,
             id: fault.id,
             cause: fault.cause.to_owned(),
             detail: fault.detail,
-        };
-        let content = entry.content.map_err(reject)?;
-        let sample = to_sample(content, planned.dialogue, self.config.seed);
-        let processed = self.processor.process(&sample, self.config.max_length);
-        processed.map_err(|fault| reject(Fault::new(fault.cause(), chain_text(&fault)).of(&sample.id)))
+        })
+    }
+
+    fn process_content(&self, file: usize, content: RawContent) -> Result<Processed, Fault> {
+        let sample = to_sample(content, self.plan.files[file].dialogue, self.config.seed);
+        (self.process)(&sample).map_err(|fault| Fault::new(fault.cause(), processor_text(&fault)).of(&sample.id))
     }
 
     /// Writes records in the order in which they were read.
@@ -201,6 +216,23 @@ impl Stages<'_> {
             done: spec.index as usize,
             total: self.plan.shards.len(),
         }
+    }
+}
+
+fn panic_fault(panic: &(dyn Any + Send)) -> Fault {
+    let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
+    let text = text.unwrap_or("no message");
+    Fault::new("processor_panicked", format!("this is a bug, please report it with the record: {text}"))
+}
+
+/// What a processor says of a record; the first bytes of a file that is no image as text where they are text.
+fn processor_text(fault: &ProcessorError) -> String {
+    match fault {
+        ProcessorError::UnknownImageFormat { name, head } => {
+            let head = head.escape_ascii();
+            format!("image `{name}`: expected JPEG, PNG, GIF, WebP, BMP or TIFF, not an image: starts with `{head}`")
+        }
+        fault => chain_text(fault),
     }
 }
 

@@ -64,7 +64,7 @@ fn check(config: &DemoDataConfig) -> Result<(), PrepareError> {
     if is_used(&config.output) {
         return Err(PrepareError::OutputInUse {
             path: config.output.clone(),
-            expected: "none".to_owned(),
+            expected: "an empty folder or none".to_owned(),
             found: "other files".to_owned(),
         });
     }

@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::Deserialize;
+use vela_types::Fingerprint;
 
+use super::images::ImageListing;
 use super::{Emit, Entry, Fault, ImageFolder, RawCaption, RawContent, RawFile};
 use crate::PrepareError;
 
@@ -39,6 +41,7 @@ pub(super) struct CocoFile {
     file_names: HashMap<u64, String>,
     annotations: Vec<Annotation>,
     repeated: HashSet<usize>,
+    listing: Fingerprint,
 }
 
 impl CocoFile {
@@ -56,7 +59,24 @@ impl CocoFile {
         let repeated =
             ids.enumerate().filter(|(_, id)| id.is_some_and(|id| !seen.insert(id))).map(|(at, _)| at).collect();
         let file_names = root.images.into_iter().map(|image| (image.id, image.file_name)).collect();
-        Ok(Self { path: path.to_owned(), images, file_names, annotations: root.annotations, repeated })
+        let listing = Fingerprint::default();
+        let mut this =
+            Self { path: path.to_owned(), images, file_names, annotations: root.annotations, repeated, listing };
+        this.listing = this.list_images();
+        Ok(this)
+    }
+
+    fn list_images(&self) -> Fingerprint {
+        let (mut listing, mut seen) = (ImageListing::default(), HashSet::new());
+        let ids = self.annotations.iter().filter_map(|annotation| annotation.image_id.as_ref()?.as_u64());
+        for name in ids.filter(|id| seen.insert(*id)).filter_map(|id| self.file_names.get(&id)) {
+            self.images.note(&mut listing, name, self.folder());
+        }
+        listing.fingerprint()
+    }
+
+    fn folder(&self) -> &Path {
+        self.path.parent().unwrap_or(Path::new(""))
     }
 
     fn annotation(&self, index: usize) -> Result<RawContent, Fault> {
@@ -84,7 +104,7 @@ impl CocoFile {
         let file_name = self.file_names.get(&image_id).ok_or_else(|| {
             Fault::new("unknown_image", format!("`image_id` {image_id}: expected an entry of `images`, found none"))
         })?;
-        let image = self.images.resolve(file_name, self.path.parent().unwrap_or(Path::new("")))?;
+        let image = self.images.resolve(file_name, self.folder())?;
         let caption = RawCaption { id: id.to_owned(), source: "coco", image, global, locals: vec![] };
         Ok(RawContent::Caption(caption))
     }
@@ -93,6 +113,10 @@ impl CocoFile {
 impl RawFile for CocoFile {
     fn num_records(&self) -> u64 {
         self.annotations.len() as u64
+    }
+
+    fn images(&self) -> Fingerprint {
+        self.listing
     }
 
     fn read(&self, records: Range<u64>, emit: &mut Emit<'_>) -> Result<(), PrepareError> {

@@ -3,18 +3,53 @@
 use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::UNIX_EPOCH;
 
 use vela_types::{Fingerprint, ImageRef};
 
 use super::Fault;
 use crate::PrepareError;
 
+/// Names, sizes and modification times of image files, hashed in the order in which they are added.
+#[derive(Default)]
+pub(super) struct ImageListing(blake3::Hasher);
+
+impl ImageListing {
+    fn add(&mut self, name: &str, found: Option<Stamp>) {
+        let Stamp { bytes, modified } = found.unwrap_or_default();
+        self.0.update(&(name.len() as u64).to_le_bytes()).update(name.as_bytes());
+        self.0.update(&[u8::from(found.is_some())]).update(&bytes.to_le_bytes()).update(&modified.to_le_bytes());
+    }
+
+    pub(super) fn fingerprint(&self) -> Fingerprint {
+        Fingerprint(*self.0.finalize().as_bytes())
+    }
+}
+
+/// What tells a file from the one that was there before, without reading it.
+#[derive(Clone, Copy, Default)]
+struct Stamp {
+    bytes: u64,
+    /// Nanoseconds since 1970.
+    modified: u128,
+}
+
+impl From<&fs::Metadata> for Stamp {
+    fn from(data: &fs::Metadata) -> Self {
+        let since_1970 = data.modified().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
+        Self { bytes: data.len(), modified: since_1970.map_or(0, |time| time.as_nanos()) }
+    }
+}
+
 /// The folder given by `--images`, listed once; without it, names are relative to the data file.
 ///
 /// A name maps to the file at that very path below the folder; failing that, to the file with the same base name whose
-/// path shares the longest run of trailing components; two equally good files are a fault, never a guess.
+/// path shares the longest run of trailing components; two equally good files are a fault, never a guess. A name that
+/// leaves the folder is a fault too. Without the folder there is nothing to leave: `..` and absolute names are followed.
 pub struct ImageFolder {
     root: Option<PathBuf>,
+    /// The components of `root`, as given and with links resolved.
+    root_parts: Vec<Vec<String>>,
     by_base_name: HashMap<String, Vec<String>>,
     listing: Fingerprint,
 }
@@ -22,25 +57,43 @@ pub struct ImageFolder {
 impl ImageFolder {
     /// Lists `root` and every folder below it.
     pub fn open(root: Option<&Path>) -> Result<Self, PrepareError> {
-        let mut files = Vec::new();
+        let (mut files, mut root_parts) = (Vec::new(), Vec::new());
         if let Some(root) = root {
             list(root, "", &mut files)?;
-            files.sort_unstable();
+            files.sort_unstable_by(|left, right| left.0.cmp(&right.0));
+            let paths = [std::path::absolute(root), root.canonicalize()].into_iter().flatten();
+            root_parts.extend(paths.filter_map(|path| {
+                components(&path.to_string_lossy()).map(|parts| parts.into_iter().map(str::to_owned).collect())
+            }));
         }
-        let mut hasher = blake3::Hasher::new();
+        let mut listing = ImageListing::default();
         let mut by_base_name: HashMap<String, Vec<String>> = HashMap::new();
-        for (name, bytes) in files {
-            hasher.update(&(name.len() as u64).to_le_bytes()).update(name.as_bytes()).update(&bytes.to_le_bytes());
+        for (name, stamp) in files {
+            listing.add(&name, Some(stamp));
             let base = name.rsplit('/').next().unwrap_or(&name).to_owned();
             by_base_name.entry(base).or_default().push(name);
         }
-        let listing = Fingerprint(*hasher.finalize().as_bytes());
-        Ok(Self { root: root.map(Path::to_owned), by_base_name, listing })
+        Ok(Self { root: root.map(Path::to_owned), root_parts, by_base_name, listing: listing.fingerprint() })
     }
 
-    /// A hash of all names and sizes: a folder that gains the missing photos is another input.
+    /// A hash of all names, sizes and times: a folder that gains the missing photos is another input.
     pub fn fingerprint(&self) -> Fingerprint {
         self.listing
+    }
+
+    /// True without `--images`: the images of a file are then those that its records name beside it.
+    pub(super) fn is_beside_data(&self) -> bool {
+        self.root.is_none()
+    }
+
+    /// Adds the image that a record of a file in `data_folder` calls `name`, there or not. Of no effect with `--images`,
+    /// whose folder is listed as a whole.
+    pub(super) fn note(&self, listing: &mut ImageListing, name: &str, data_folder: &Path) {
+        if self.is_beside_data()
+            && let Ok(ImageRef::Path(path)) = self.resolve(name, data_folder)
+        {
+            listing.add(name, fs::metadata(path).ok().as_ref().map(Stamp::from));
+        }
     }
 
     /// The image that a record of a file in `data_folder` calls `name`: a path, a `file://` URL or an http(s) URL.
@@ -51,24 +104,37 @@ impl ImageFolder {
         }
         let is_url = name.starts_with("http://") || name.starts_with("https://");
         let path = if is_url { url_path(name) } else { name.strip_prefix("file://").unwrap_or(name).to_owned() };
-        let Some(root) = &self.root else {
-            return match is_url {
-                true => Err(not_local(name)),
-                false => Ok(path_ref(&data_folder.join(path))),
-            };
-        };
-        if !is_url && Path::new(&path).is_absolute() && Path::new(&path).is_file() {
-            return Ok(ImageRef::Path(path));
-        }
-        match self.lookup(&path)? {
-            Some(found) => Ok(path_ref(&root.join(found))),
+        match &self.root {
             None if is_url => Err(not_local(name)),
-            None => Ok(path_ref(&root.join(path.trim_start_matches('/')))),
+            None => Ok(path_ref(&data_folder.join(path))),
+            Some(root) if is_url => {
+                let found = self.lookup(&components(&path).ok_or_else(|| not_local(name))?)?;
+                found.map(|found| path_ref(&root.join(found))).ok_or_else(|| not_local(name))
+            }
+            Some(root) => {
+                let wanted = self.below_root(&path).ok_or_else(|| outside(name))?;
+                let found = self.lookup(&wanted)?.map_or_else(|| root.join(wanted.join("/")), |found| root.join(found));
+                Ok(path_ref(&found))
+            }
         }
     }
 
-    fn lookup(&self, path: &str) -> Result<Option<&str>, Fault> {
-        let wanted: Vec<&str> = path.split(['/', '\\']).filter(|part| !part.is_empty() && *part != ".").collect();
+    /// The components of `path` below the folder, or `None` if it leaves the folder. Decided by the words of the path:
+    /// links inside the folder are followed. An absolute path that is no file here is one of another machine.
+    fn below_root<'a>(&self, path: &'a str) -> Option<Vec<&'a str>> {
+        let mut parts = components(path)?;
+        if Path::new(path).is_absolute() {
+            let is_above = |root: &&Vec<String>| parts.len() > root.len() && root.iter().eq(&parts[..root.len()]);
+            match self.root_parts.iter().find(is_above) {
+                Some(root) => _ = parts.drain(..root.len()),
+                None if Path::new(path).is_file() => return None,
+                None => {}
+            }
+        }
+        Some(parts)
+    }
+
+    fn lookup(&self, wanted: &[&str]) -> Result<Option<&str>, Fault> {
         let base = wanted.last().copied().unwrap_or_default();
         let Some(candidates) = self.by_base_name.get(base) else { return Ok(None) };
         let exact = wanted.join("/");
@@ -83,7 +149,7 @@ impl ImageFolder {
         match (found.next(), found.next()) {
             (Some(first), Some(second)) => Err(Fault::new(
                 "ambiguous_image",
-                format!("`{path}` may be `{first}` or `{second}` in the image folder; expected one"),
+                format!("`{exact}` may be `{first}` or `{second}` in the image folder; expected one"),
             )),
             (first, _) => Ok(first.map(String::as_str)),
         }
@@ -92,6 +158,22 @@ impl ImageFolder {
 
 fn path_ref(path: &Path) -> ImageRef {
     ImageRef::Path(path.to_string_lossy().into_owned())
+}
+
+/// The components of a path, `.` and `..` resolved; `None` if `..` goes above its start.
+fn components(path: &str) -> Option<Vec<&str>> {
+    let mut parts = Vec::new();
+    for part in path.split(['/', '\\']).filter(|part| !part.is_empty() && *part != ".") {
+        match part {
+            ".." => _ = parts.pop()?,
+            part => parts.push(part),
+        }
+    }
+    Some(parts)
+}
+
+fn outside(name: &str) -> Fault {
+    Fault::new("outside_images", format!("`{name}`: expected a name below the folder of `--images`, found one outside"))
 }
 
 fn not_local(url: &str) -> Fault {
@@ -126,8 +208,8 @@ fn percent_decoded(text: &str) -> String {
     String::from_utf8(out).unwrap_or_else(|_| text.to_owned())
 }
 
-/// Adds the files below `root/prefix` with their sizes; names use `/` on every system.
-fn list(root: &Path, prefix: &str, files: &mut Vec<(String, u64)>) -> Result<(), PrepareError> {
+/// Adds the files below `root/prefix`; names use `/` on every system.
+fn list(root: &Path, prefix: &str, files: &mut Vec<(String, Stamp)>) -> Result<(), PrepareError> {
     let folder = root.join(prefix);
     for entry in fs::read_dir(&folder).map_err(PrepareError::io("list", &folder))? {
         let entry = entry.map_err(PrepareError::io("list", &folder))?;
@@ -136,7 +218,7 @@ fn list(root: &Path, prefix: &str, files: &mut Vec<(String, u64)>) -> Result<(),
         // Follows links, as datasets are often laid out by them; a dangling one is no file.
         match fs::metadata(entry.path()) {
             Ok(data) if data.is_dir() => list(root, &name, files)?,
-            Ok(data) if data.is_file() => files.push((name, data.len())),
+            Ok(data) if data.is_file() => files.push((name, Stamp::from(&data))),
             _ => {}
         }
     }
@@ -188,6 +270,24 @@ mod tests {
         let images = ImageFolder::open(None).expect("no folder");
         let image = images.resolve("00453/1.jpg", Path::new("/data/llava")).expect("a path");
         assert_eq!(image, ImageRef::Path("/data/llava/00453/1.jpg".into()));
+    }
+
+    #[test]
+    fn names_that_leave_the_folder_are_faults_and_those_of_another_machine_are_mapped() {
+        let (root, images) = folder(&["in/a/1.jpg"]);
+        let inside = ImageFolder::open(Some(&root.path().join("in"))).expect("listing");
+        fs::write(root.path().join("1.jpg"), b"x").expect("file");
+        let absolute = |name: &str| root.path().join(name).to_string_lossy().into_owned();
+        let cause = |name: &str| inside.resolve(name, Path::new(".")).expect_err(name).cause;
+        for name in ["../1.jpg", "a/../../1.jpg", "..\\1.jpg", &absolute("1.jpg"), &absolute("in/../1.jpg")] {
+            assert_eq!(cause(name), "outside_images", "{name}");
+        }
+        assert_eq!(cause(&format!("file://{}", absolute("1.jpg"))), "outside_images");
+        assert_eq!(cause("https://host/../../x.jpg"), "missing_image", "a URL only ever finds what is listed");
+        for name in ["a/../a/1.jpg", "/home/else/a/1.jpg", &absolute("in/a/1.jpg"), &absolute("in/b/../a/1.jpg")] {
+            assert_eq!(found(&inside, root.path(), name), "in/a/1.jpg", "{name}");
+        }
+        assert_eq!(found(&images, root.path(), "/in/a/2.jpg"), "in/a/2.jpg", "absent, and still below the folder");
     }
 
     #[test]

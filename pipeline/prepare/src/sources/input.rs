@@ -32,7 +32,7 @@ impl InputSet {
     pub fn open(source: Source, input: &Path, images: &Arc<ImageFolder>) -> Result<Self, PrepareError> {
         let (endings, expected): (&[&str], _) = match source {
             Source::Sa1b => (&["parquet"], "a Parquet file, or a folder of them"),
-            Source::Llava => (&["json", "jsonl", "ndjson"], "a JSON or JSON lines file, or a folder of them"),
+            Source::Llava => (&["json", "jsonl", "ndjson"], "JSON or JSON lines with `conversations`"),
             Source::Coco => (&["json"], "a COCO captions JSON file, or a folder of them"),
         };
         let mut paths = Vec::new();
@@ -46,7 +46,16 @@ impl InputSet {
             return Err(PrepareError::NoFiles { path: input.to_owned(), expected });
         }
         let files = paths.iter().map(|path| open_file(source, input, path, images)).collect::<Result<_, _>>()?;
-        Ok(Self { files })
+        let set = Self { files };
+        match set.num_records() > 0 && set.files.iter().all(|file| file.records.num_recognized() == 0) {
+            true => Err(PrepareError::WrongFormat {
+                path: input.to_owned(),
+                source_name: source.as_str(),
+                expected,
+                found: "without a single record of that format",
+            }),
+            false => Ok(set),
+        }
     }
 
     /// Records of all files.

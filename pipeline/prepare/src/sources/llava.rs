@@ -12,9 +12,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 use serde_json::Value;
-use vela_types::{ImageRef, Language, Role, Sample, Turn};
+use vela_types::{Fingerprint, ImageRef, Language, Role, Sample, Turn};
 
+use super::images::ImageListing;
 use super::records::{CutError, Cutter, Layout, RawRecord};
 use super::{Emit, Entry, Fault, ImageFolder, RawContent, RawFile};
 use crate::PrepareError;
@@ -43,13 +45,18 @@ pub(super) struct LlavaFile {
     /// Offset and line of records 0, 256, 512, ...
     marks: Vec<(u64, u64)>,
     repeats: HashMap<u64, Repeat>,
+    /// Records with a field `conversations`.
+    num_dialogues: u64,
+    listing: Fingerprint,
 }
 
 /// What the scan parses of a record.
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
+#[serde(default)]
 struct Head {
-    #[serde(default)]
     id: Value,
+    image: Value,
+    conversations: Option<IgnoredAny>,
 }
 
 impl LlavaFile {
@@ -64,26 +71,38 @@ impl LlavaFile {
             num_records: 0,
             marks: Vec::new(),
             repeats: HashMap::new(),
+            num_dialogues: 0,
+            listing: Fingerprint::default(),
         };
-        let mut keys = Vec::new();
+        let (mut keys, mut listing) = (Vec::new(), ImageListing::default());
         while let Some(record) = cutter.next_record().map_err(|fault| cut_fault(path, fault))? {
             if this.num_records.is_multiple_of(MARK_EVERY) {
                 this.marks.push((record.offset, record.line));
             }
-            keys.extend(this.scan_key(&record)?);
+            let head = this.scan_head(&record)?;
+            keys.extend(id_text(&head.id).map(|id| Key::new(&id, &record, this.num_records)));
+            for name in image_names(&head.image).unwrap_or_default() {
+                this.images.note(&mut listing, &name, this.folder());
+            }
+            this.num_dialogues += u64::from(head.conversations.is_some());
             this.num_records += 1;
         }
         this.repeats = find_repeats(keys);
+        this.listing = listing.fingerprint();
         Ok(this)
     }
 
-    /// Hashes of (id, content) with the record's number; none for a record without id or with a fault of its own.
+    /// What the scan needs of a record; an empty one for a record with a fault of its own, such as a list in its place.
     /// In a list a syntax error is a fault of the file, as nothing after it can be trusted.
-    fn scan_key(&self, record: &RawRecord) -> Result<Option<Key>, PrepareError> {
-        let head = match serde_json::from_slice::<Head>(&record.bytes) {
-            Ok(head) => head,
+    fn scan_head(&self, record: &RawRecord) -> Result<Head, PrepareError> {
+        let parsed = match record.bytes.first() {
+            Some(b'{') => serde_json::from_slice::<Head>(&record.bytes),
+            _ => serde_json::from_slice::<IgnoredAny>(&record.bytes).map(|_| Head::default()),
+        };
+        match parsed {
+            Ok(head) => Ok(head),
             Err(fault) if self.layout == Layout::List && !fault.is_data() && is_utf8(&record.bytes) => {
-                return Err(PrepareError::BrokenFile {
+                Err(PrepareError::BrokenFile {
                     path: self.path.clone(),
                     position: format!(
                         "record {} at byte {} (line {})",
@@ -93,15 +112,14 @@ impl LlavaFile {
                     ),
                     expected: "a JSON value",
                     found: format!("`{fault}`"),
-                });
+                })
             }
-            Err(_) => return Ok(None),
-        };
-        Ok(id_text(&head.id).map(|id| Key {
-            id: short_hash(id.as_bytes()),
-            content: short_hash(&record.bytes),
-            record: self.num_records,
-        }))
+            Err(_) => Ok(Head::default()),
+        }
+    }
+
+    fn folder(&self) -> &Path {
+        self.path.parent().unwrap_or(Path::new(""))
     }
 
     fn parse(&self, record: u64, raw: &RawRecord) -> Result<RawContent, Fault> {
@@ -129,10 +147,9 @@ impl LlavaFile {
     }
 
     fn sample(&self, id: &str, fields: &Value) -> Result<Sample, Fault> {
-        let folder = self.path.parent().unwrap_or(Path::new(""));
         let names = image_names(&fields["image"])?;
         let images: Vec<ImageRef> =
-            names.iter().map(|name| self.images.resolve(name, folder)).collect::<Result<_, _>>()?;
+            names.iter().map(|name| self.images.resolve(name, self.folder())).collect::<Result<_, _>>()?;
         let Some(conversations) = fields["conversations"].as_array() else {
             return Err(Fault::new("missing_field", "field `conversations`: expected a list"));
         };
@@ -150,6 +167,14 @@ impl LlavaFile {
 impl RawFile for LlavaFile {
     fn num_records(&self) -> u64 {
         self.num_records
+    }
+
+    fn num_recognized(&self) -> u64 {
+        self.num_dialogues
+    }
+
+    fn images(&self) -> Fingerprint {
+        self.listing
     }
 
     fn read(&self, records: Range<u64>, emit: &mut Emit<'_>) -> Result<(), PrepareError> {
@@ -172,10 +197,17 @@ impl RawFile for LlavaFile {
     }
 }
 
+/// Hashes of id and content, with the record's number.
 struct Key {
     id: u64,
     content: u64,
     record: u64,
+}
+
+impl Key {
+    fn new(id: &str, raw: &RawRecord, record: u64) -> Self {
+        Self { id: short_hash(id.as_bytes()), content: short_hash(&raw.bytes), record }
+    }
 }
 
 /// 24 bytes per record while scanning; afterwards only records whose id came before are kept.
@@ -216,7 +248,7 @@ fn is_utf8(bytes: &[u8]) -> bool {
 }
 
 fn short_hash(bytes: &[u8]) -> u64 {
-    vela_types::Fingerprint(*blake3::hash(bytes).as_bytes()).to_seed()
+    Fingerprint(*blake3::hash(bytes).as_bytes()).to_seed()
 }
 
 /// Ids are texts or integers; anything else counts as absent.
@@ -375,6 +407,15 @@ mod tests {
         let ids: Vec<&str> =
             entries.iter().filter_map(|entry| entry.content.as_ref().ok()).map(RawContent::id).collect();
         assert_eq!(ids, ["llava/set/a", "llava/set/a~2", "llava/set/b", "llava/set/a~3"]);
+    }
+
+    #[test]
+    fn a_list_inside_the_list_is_one_reject() {
+        let good = record(r#""id":"a","#, "Hi?");
+        let text = format!("[[1, 2], {good}, [], [{good}], 7, null, \"a\"]");
+        let entries = entries("a.json", text.as_bytes()).expect("reads");
+        let wrong = "missing_field";
+        assert_eq!(causes(&entries), [wrong, "", wrong, wrong, wrong, wrong, wrong]);
     }
 
     #[test]

@@ -11,7 +11,7 @@ use std::ops::{ControlFlow, Range};
 
 use serde::{Deserialize, Serialize};
 use vela_runtime::clap;
-use vela_types::{ImageRef, Sample};
+use vela_types::{Fingerprint, ImageRef, Sample};
 
 pub use images::ImageFolder;
 pub use input::{InputFile, InputSet};
@@ -117,6 +117,14 @@ pub type Emit<'a> = dyn FnMut(Entry) -> ControlFlow<()> + 'a;
 pub trait RawFile: Send + Sync {
     /// Records in the file, sound or not.
     fn num_records(&self) -> u64;
+
+    /// Records that look like the source's own; none of many says that the file is of another format.
+    fn num_recognized(&self) -> u64 {
+        self.num_records()
+    }
+
+    /// Names, sizes and times of the images that records name beside the file; nothing of them with `--images`.
+    fn images(&self) -> Fingerprint;
 
     /// Reads `records` in order, one entry each. Equal ranges give equal entries, whoever reads them.
     fn read(&self, records: Range<u64>, emit: &mut Emit<'_>) -> Result<(), PrepareError>;

@@ -2,18 +2,23 @@
 //! `local_caption` (text or list of texts).
 
 use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
 use std::ops::{ControlFlow, Range};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use polars::prelude::{DataFrame, DataType, ParquetReader, SerReader, StringChunked};
+use vela_types::Fingerprint;
 
-use super::{Emit, Entry, Fault, ImageFolder, RawCaption, RawContent, RawFile};
+use super::images::ImageListing;
+use super::{Emit, Entry, Fault, ImageFolder, RawCaption, RawContent, RawFile, Source};
 use crate::PrepareError;
 use crate::python_literal::{self, Literal};
 
 const URL: &str = "url";
 const CAPTIONS: &str = "cap_seg";
+/// First and last bytes of a Parquet file.
+const MAGIC: &[u8; 4] = b"PAR1";
 /// Rows read at once; captions are about 2 KB each.
 const SLICE_ROWS: u64 = 1024;
 
@@ -23,11 +28,13 @@ pub(super) struct Sa1bFile {
     stem: String,
     images: Arc<ImageFolder>,
     num_rows: u64,
+    listing: Fingerprint,
 }
 
 impl Sa1bFile {
     pub(super) fn open(path: &Path, stem: String, images: Arc<ImageFolder>) -> Result<Self, PrepareError> {
         let file = File::open(path).map_err(PrepareError::io("read", path))?;
+        check_format(path, &file)?;
         let mut reader = ParquetReader::new(file);
         let schema = reader.schema().map_err(PrepareError::parquet(path))?;
         for column in [URL, CAPTIONS] {
@@ -37,14 +44,34 @@ impl Sa1bFile {
             }
         }
         let num_rows = reader.num_rows().map_err(PrepareError::parquet(path))? as u64;
-        Ok(Self { path: path.to_owned(), stem, images, num_rows })
+        let mut this = Self { path: path.to_owned(), stem, images, num_rows, listing: Fingerprint::default() };
+        if this.images.is_beside_data() {
+            this.listing = this.list_images()?;
+        }
+        Ok(this)
     }
 
-    fn slice(&self, first: u64, num: u64) -> Result<DataFrame, PrepareError> {
+    fn list_images(&self) -> Result<Fingerprint, PrepareError> {
+        let mut listing = ImageListing::default();
+        for first in (0..self.num_rows).step_by(SLICE_ROWS as usize) {
+            let frame = self.slice(first, SLICE_ROWS.min(self.num_rows - first), &[URL])?;
+            self.texts(&frame, URL)?
+                .iter()
+                .flatten()
+                .for_each(|url| self.images.note(&mut listing, url, self.folder()));
+        }
+        Ok(listing.fingerprint())
+    }
+
+    fn folder(&self) -> &Path {
+        self.path.parent().unwrap_or(Path::new(""))
+    }
+
+    fn slice(&self, first: u64, num: u64, columns: &[&str]) -> Result<DataFrame, PrepareError> {
         let file = File::open(&self.path).map_err(PrepareError::io("read", &self.path))?;
         ParquetReader::new(file)
             .with_slice(Some((first as usize, num as usize)))
-            .with_columns(Some(vec![URL.to_owned(), CAPTIONS.to_owned()]))
+            .with_columns(Some(columns.iter().map(|column| (*column).to_owned()).collect()))
             .finish()
             .map_err(PrepareError::parquet(&self.path))
     }
@@ -66,7 +93,7 @@ impl Sa1bFile {
         let content = || {
             let url = url.ok_or_else(|| null_column(URL))?;
             let (global, locals) = parse_captions(captions.ok_or_else(|| null_column(CAPTIONS))?)?;
-            let image = self.images.resolve(url, self.path.parent().unwrap_or(Path::new("")))?;
+            let image = self.images.resolve(url, self.folder())?;
             Ok(RawContent::Caption(RawCaption { id: id.clone(), source: "sa1b", image, global, locals }))
         };
         content().map_err(|fault: Fault| fault.of(&id))
@@ -78,11 +105,15 @@ impl RawFile for Sa1bFile {
         self.num_rows
     }
 
+    fn images(&self) -> Fingerprint {
+        self.listing
+    }
+
     fn read(&self, records: Range<u64>, emit: &mut Emit<'_>) -> Result<(), PrepareError> {
         let mut first = records.start;
         while first < records.end {
             let num = SLICE_ROWS.min(records.end - first);
-            let frame = self.slice(first, num)?;
+            let frame = self.slice(first, num, &[URL, CAPTIONS])?;
             let (urls, captions) = (self.texts(&frame, URL)?, self.texts(&frame, CAPTIONS)?);
             for (record, (url, captions)) in (first..).zip(urls.iter().zip(captions.iter())) {
                 let content = self.row(record, url, captions);
@@ -94,6 +125,19 @@ impl RawFile for Sa1bFile {
         }
         Ok(())
     }
+}
+
+/// Refuses what does not begin and end as Parquet does, before a library guesses at it.
+fn check_format(path: &Path, mut file: &File) -> Result<(), PrepareError> {
+    let (mut head, mut tail) = ([0; 4], [0; 4]);
+    let mut read = |at: SeekFrom, out: &mut [u8]| file.seek(at).and_then(|_| file.read_exact(out)).is_ok();
+    let found = match (read(SeekFrom::End(-4), &mut tail), read(SeekFrom::Start(0), &mut head)) {
+        (true, true) if head == *MAGIC && tail == *MAGIC => return Ok(()),
+        (true, true) if head == *MAGIC => "without its end",
+        _ => "of another format",
+    };
+    let (source_name, expected) = (Source::Sa1b.as_str(), "a Parquet file");
+    Err(PrepareError::WrongFormat { path: path.to_owned(), source_name, expected, found })
 }
 
 fn null_column(column: &str) -> Fault {
