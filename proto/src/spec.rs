@@ -3,12 +3,13 @@
 use bytes::Bytes;
 use vela_types::{BatchSpec, Cursor, Fingerprint, Position};
 
-use crate::{WireError, v1};
+use crate::{MAX_SAMPLES, WireError, v1};
 
 /// Ranks a job may have.
 pub const MAX_WORLD: u32 = 1 << 20;
 
-/// Samples of a step, and columns of a row: far above any use, far below any overflow.
+/// Samples of a step, and columns of a row: far above any use, far below any overflow. What they may cost together is the
+/// limit of bytes of whoever makes the batch.
 const MAX_EXTENT: u32 = 1 << 24;
 
 /// The field, or the error that names it.
@@ -34,7 +35,7 @@ pub fn decode_spec(spec: Option<v1::BatchSpec>) -> Result<BatchSpec, WireError> 
     let spec = required(spec, "spec")?;
     Ok(BatchSpec {
         global_batch: in_range(spec.global_batch, MAX_EXTENT, "spec.global_batch")?,
-        micro_batch: in_range(spec.micro_batch, MAX_EXTENT, "spec.micro_batch")?,
+        micro_batch: in_range(spec.micro_batch, MAX_SAMPLES as u32, "spec.micro_batch")?,
         seed: spec.seed,
         shuffle: spec.shuffle,
         image_tokens: in_range(spec.image_tokens, MAX_EXTENT, "spec.image_tokens")?,

@@ -70,6 +70,7 @@ proptest! {
     #[test]
     fn spec_and_cursor_come_back_equal(sizes in prop::array::uniform4(1u32..1 << 24), seed: u64, shuffle: bool, place: (u64, u64, u32), name: [u8; 32]) {
         let [global_batch, micro_batch, image_tokens, max_length] = sizes;
+        let micro_batch = micro_batch.min(vela_proto::MAX_SAMPLES as u32);
         let spec = BatchSpec { global_batch, micro_batch, seed, shuffle, image_tokens, max_length };
         prop_assert_eq!(vela_proto::decode_spec(Some(vela_proto::encode_spec(&spec))), Ok(spec));
         let (epoch, step, micro) = place;

@@ -3,11 +3,15 @@
 //! Every extent of a batch follows from the lengths index, so the tensors are allocated once and the rows are filled
 //! in parallel, each into its own part. Axes: B rows, T columns, N images.
 
+use std::cell::RefCell;
+
 use bytes::Bytes;
 use rayon::prelude::*;
 use vela_shard::RowBuffer;
 use vela_types::{Batch, BatchSpec, DType, HostTensor, IGNORE_LABEL, ImageSpan, Position, RecordLengths, SampleSlot};
 
+use crate::extent::expanded_length;
+use crate::health::RecordHealth;
 use crate::pixel_pool::PooledPixels;
 use crate::{Dataset, DatasetError};
 
@@ -17,7 +21,8 @@ pub enum DamagePolicy {
     /// The batch fails with an error that names file, row and id.
     #[default]
     Fail,
-    /// The record's slot is kept with `valid` false and nothing in it; every other slot is as it would have been.
+    /// The record's slot is kept with `valid` false and nothing in it, and its labels are not in `step_label_tokens`;
+    /// every other slot is as it would have been. Each record is read once more, when its step first needs the count.
     Mask,
 }
 
@@ -30,6 +35,31 @@ pub(crate) enum Slot {
     Damaged(u64),
     /// Nothing: the epoch has no more samples.
     Padding,
+}
+
+thread_local! {
+    /// Kept from batch to batch: for short rows a new one, with its decompressor, costs more than a row.
+    static ROW_BUFFER: RefCell<RowBuffer> = RefCell::default();
+}
+
+/// Bytes that go with a row besides its tokens: the slots and what the threads tell of it.
+const ROW_BYTES: u64 = (size_of::<Slot>()
+    + size_of::<Option<RecordLengths>>()
+    + size_of::<RowOut<'static>>()
+    + size_of::<Result<RowDone, DatasetError>>()
+    + size_of::<RowDone>()
+    + size_of::<SampleSlot>()) as u64;
+
+/// Tensors of `[B, T]` in a batch.
+const NUM_TOKEN_TENSORS: u64 = 4;
+
+/// Bytes allocated for `num_rows` rows of `columns` tokens and `num_images` images of `image_bytes`; `u64::MAX` if
+/// that overflows.
+pub(crate) fn batch_bytes(num_rows: u64, columns: u64, num_images: u64, image_bytes: u64) -> u64 {
+    let row_bytes = columns.saturating_mul(NUM_TOKEN_TENSORS * DType::I32.size_in_bytes() as u64);
+    let rows = num_rows.saturating_mul(row_bytes.saturating_add(ROW_BYTES));
+    let images = num_images.saturating_mul(image_bytes.saturating_add(size_of::<ImageSpan>() as u64));
+    rows.saturating_add(images)
 }
 
 /// A collated micro-batch that does not know its place yet.
@@ -45,22 +75,25 @@ pub(crate) struct Rows {
     samples: Vec<SampleSlot>,
 }
 
-/// Collates `slots`. Under [`DamagePolicy::Mask`] a damaged record turns into an empty slot and the rest is done again:
-/// rare, and the only way that extents stay a function of what is in the batch.
+/// Collates `slots`. Where `health` is kept a damaged record turns into an empty slot and the rest is done again: rare,
+/// and the only way that extents stay a function of what is in the batch.
 pub(crate) fn collate(
     dataset: &Dataset,
     spec: &BatchSpec,
     mut slots: Vec<Slot>,
-    policy: DamagePolicy,
+    health: Option<&RecordHealth>,
 ) -> Result<Rows, DatasetError> {
     loop {
-        match collate_once(dataset, spec, &slots) {
-            Err((row, fault)) if policy == DamagePolicy::Mask && fault.is_damage() => match slots[row] {
-                Slot::Sample(index) => slots[row] = Slot::Damaged(index),
-                Slot::Damaged(_) | Slot::Padding => return Err(fault),
-            },
-            Err((_, fault)) => return Err(fault),
+        let (row, fault) = match collate_once(dataset, spec, &slots) {
             Ok(rows) => return Ok(rows),
+            Err(refused) => refused,
+        };
+        match (health, slots[row]) {
+            (Some(health), Slot::Sample(index)) if fault.is_damage() => {
+                health.note(index, false);
+                slots[row] = Slot::Damaged(index);
+            }
+            _ => return Err(fault),
         }
     }
 }
@@ -104,11 +137,6 @@ fn collate_once(dataset: &Dataset, spec: &BatchSpec, slots: &[Slot]) -> Result<R
         rows.samples.push(SampleSlot { row, index, id, valid });
     }
     Ok(rows)
-}
-
-/// Tokens of a record once each image token stands `image_tokens` times.
-pub(crate) fn expanded_length(lengths: &RecordLengths, spec: &BatchSpec) -> u64 {
-    u64::from(lengths.num_tokens) + u64::from(lengths.num_images) * u64::from(spec.image_tokens - 1)
 }
 
 /// Refuses a batch whose longest row exceeds the spec, by that row's name.
@@ -161,7 +189,7 @@ impl Rows {
         let filled: Vec<Result<RowDone, DatasetError>> = parts
             .into_par_iter()
             .zip(slots)
-            .map_init(RowBuffer::default, |buffer, (out, slot)| fill_row(dataset, spec, *slot, buffer, out))
+            .map(|(out, slot)| ROW_BUFFER.with_borrow_mut(|buffer| fill_row(dataset, spec, *slot, buffer, out)))
             .collect();
         filled.into_iter().enumerate().map(|(row, done)| done.map_err(|fault| (row, fault))).collect()
     }
@@ -232,6 +260,18 @@ fn fill_row(
     write_words(&mut out.position_ids[..4 * end], 0..end as i32);
     fill_words(&mut out.document_ids[..4 * end], 1);
     Ok(RowDone { id: buffer.id.clone(), starts })
+}
+
+/// Reads all of record `index` and finds what [`collate`] would find.
+pub(crate) fn probe(dataset: &Dataset, index: u64) -> Result<(), DatasetError> {
+    ROW_BUFFER.with_borrow_mut(|buffer| {
+        let (reader, row) = dataset.read_row(index, buffer)?;
+        check_lengths(dataset, index, buffer)?;
+        for home in &buffer.images {
+            reader.image(row, &buffer.id, home)?;
+        }
+        Ok(())
+    })
 }
 
 /// The record must be what the lengths index said when the tensors were allocated.

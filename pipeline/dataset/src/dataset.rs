@@ -2,12 +2,18 @@
 
 use std::sync::{Arc, OnceLock};
 
+use rayon::prelude::*;
 use vela_shard::{LengthsIndex, Manifest, RowBuffer, ShardError, ShardReader, Store, open_store};
 use vela_types::{Batch, BatchSpec, Cursor, DatasetInfo, Position, Record, RecordLengths};
 
-use crate::collate::{DamagePolicy, Slot, collate, expanded_length};
+use crate::collate::{DamagePolicy, Slot, batch_bytes, collate};
+use crate::extent::{LengthProfile, expanded_length};
+use crate::health::RecordHealth;
 use crate::pixel_pool::{PixelPool, PooledPixels};
 use crate::{DatasetError, EpochOrder, Partition, StepPlan, spec_fingerprint};
+
+/// Largest micro-batch made unless [`Dataset::with_max_batch_bytes`] says otherwise: some 1,500 images of 336 x 336.
+pub const DEFAULT_MAX_BATCH_BYTES: u64 = 512 << 20;
 
 /// An open shard set. Cheap to share behind an `Arc`; every method may be called from many threads at once.
 #[derive(Debug)]
@@ -17,10 +23,13 @@ pub struct Dataset {
     manifest: Manifest,
     info: DatasetInfo,
     lengths: LengthsIndex,
+    profile: LengthProfile,
     /// Rows before each shard.
     first_rows: Vec<u64>,
     readers: Vec<OnceLock<Arc<ShardReader>>>,
-    policy: DamagePolicy,
+    /// Kept under [`DamagePolicy::Mask`] only.
+    health: Option<RecordHealth>,
+    max_batch_bytes: u64,
     pixel_pool: PixelPool,
 }
 
@@ -48,17 +57,28 @@ impl Dataset {
             store,
             manifest,
             info,
+            profile: LengthProfile::new(&lengths),
             lengths,
             first_rows,
             readers,
-            policy: DamagePolicy::Fail,
+            health: None,
+            max_batch_bytes: DEFAULT_MAX_BATCH_BYTES,
             pixel_pool: PixelPool::default(),
         })
     }
 
     /// What to do with a damaged record; [`DamagePolicy::Fail`] unless set.
     pub fn with_damage_policy(self, policy: DamagePolicy) -> Self {
-        Self { policy, ..self }
+        let health = match policy {
+            DamagePolicy::Fail => None,
+            DamagePolicy::Mask => Some(RecordHealth::new(self.info.num_samples)),
+        };
+        Self { health, ..self }
+    }
+
+    /// Refuses every spec whose largest micro-batch takes more bytes than this; [`DEFAULT_MAX_BATCH_BYTES`] unless set.
+    pub fn with_max_batch_bytes(self, max_batch_bytes: u64) -> Self {
+        Self { max_batch_bytes, ..self }
     }
 
     /// Size, fingerprint and processor of the set.
@@ -103,18 +123,31 @@ impl Dataset {
         }
     }
 
-    /// How `partition` cuts this set's steps under `spec`.
+    /// How `partition` cuts this set's steps under `spec`. Refuses shares that are not equal and micro-batches that may
+    /// take more than the byte limit, however the order falls: so nothing is allocated for a spec beyond it.
     pub fn plan(&self, spec: &BatchSpec, partition: Partition) -> Result<StepPlan, DatasetError> {
-        StepPlan::new(spec, partition, self.info.num_samples)
+        let plan = StepPlan::new(spec, partition, self.info.num_samples)?;
+        let num_rows = plan.rows_per_micro();
+        // A longer row is refused when its turn comes.
+        let columns = self.profile.longest(spec).map_or(1, |(_, length)| length.clamp(1, u64::from(spec.max_length)));
+        let num_images = self.profile.most_images(num_rows);
+        let image_bytes = self.info.processor.image_shape.num_elements() as u64;
+        let found = batch_bytes(num_rows, columns, num_images, image_bytes);
+        match found <= self.max_batch_bytes {
+            true => Ok(plan),
+            false => {
+                let limit = self.max_batch_bytes;
+                Err(DatasetError::TooLarge { num_rows, columns, num_images, limit, found })
+            }
+        }
     }
 
-    /// Refuses a spec that some record of the set is too long for, by that record's name, from the lengths index alone:
-    /// a run should learn of it before its first step.
+    /// Refuses a spec that some record of the set is too long for, by the longest record's name, from the lengths index
+    /// alone: a run should learn of it before its first step.
     pub fn check_lengths(&self, spec: &BatchSpec) -> Result<(), DatasetError> {
-        let is_too_long = |&index: &u64| expanded_length(&self.lengths(index), spec) > u64::from(spec.max_length);
-        match (0..self.info.num_samples).find(is_too_long) {
-            Some(index) => Err(self.too_long(spec, index)),
-            None => Ok(()),
+        match self.profile.longest(spec) {
+            Some((index, length)) if length > u64::from(spec.max_length) => Err(self.too_long(spec, index)),
+            _ => Ok(()),
         }
     }
 
@@ -146,7 +179,7 @@ impl Dataset {
         let bound = self.info.steps_per_epoch(spec);
         match cursor.step {
             step if step < bound => Ok(Position { epoch: cursor.epoch, step, micro: 0 }),
-            step if step == bound => Ok(Position { epoch: cursor.epoch + 1, step: 0, micro: 0 }),
+            step if step == bound => Ok(Position { epoch: cursor.epoch.saturating_add(1), step: 0, micro: 0 }),
             found => Err(DatasetError::Position { what: "cursor step", bound: bound + 1, found }),
         }
     }
@@ -156,11 +189,30 @@ impl Dataset {
         let plan = self.plan(spec, partition)?;
         let places = plan.micro_places(position)?;
         let order = self.order(spec, position.epoch);
-        let slots = places.map(|place| order.index_at(place).map_or(Slot::Padding, Slot::Sample)).collect();
-        let step_indices = plan.step_places(position.step).filter_map(|place| order.index_at(place));
-        let step_label_tokens = step_indices.map(|index| u64::from(self.lengths(index).num_label_tokens)).sum();
-        let rows = collate(self, spec, slots, self.policy)?;
+        let slots = places.map(|place| order.index_at(place).map_or(Slot::Padding, |index| self.slot(index))).collect();
+        let rows = collate(self, spec, slots, self.health.as_ref())?;
+        let step_label_tokens = self.step_label_tokens(&plan, &order, position.step)?;
         rows.into_batch(position, plan.num_micro(), step_label_tokens)
+    }
+
+    fn slot(&self, index: u64) -> Slot {
+        match &self.health {
+            Some(health) if health.is_known_damaged(index) => Slot::Damaged(index),
+            _ => Slot::Sample(index),
+        }
+    }
+
+    /// Labels of the whole global step, as far as its records are not masked.
+    fn step_label_tokens(&self, plan: &StepPlan, order: &EpochOrder, step: u64) -> Result<u64, DatasetError> {
+        let labels = |index| u64::from(self.lengths(index).num_label_tokens);
+        let Some(health) = &self.health else {
+            return Ok(plan.step_places(step).filter_map(|place| order.index_at(place)).map(labels).sum());
+        };
+        let count = |place| match order.index_at(place) {
+            Some(index) if health.is_whole(self, index)? => Ok(labels(index)),
+            _ => Ok(0),
+        };
+        plan.step_places(step).into_par_iter().map(count).try_reduce(|| 0, |sum, labels| Ok(sum + labels))
     }
 
     /// Reads the small fields of record `index` into `buffer` and gives the reader and row to copy its images from.

@@ -82,6 +82,22 @@ pub enum DatasetError {
         /// The limit of the spec.
         max_length: u32,
     },
+    /// The largest micro-batch of the spec is larger than this process may make.
+    #[error(
+        "a micro-batch of {num_rows} rows of up to {columns} tokens with up to {num_images} images: expected at most {limit} bytes, found {found}; lower `micro_batch` or raise `max_batch_bytes`"
+    )]
+    TooLarge {
+        /// Its rows.
+        num_rows: u64,
+        /// Tokens of its longest row.
+        columns: u64,
+        /// Images of its rows.
+        num_images: u64,
+        /// Bytes it may take.
+        limit: u64,
+        /// Bytes it takes at most.
+        found: u64,
+    },
     /// A record's image tokens, images and index entry disagree.
     #[error("record `{id}` (index {index}): expected {expected}, found {found}; build the shards again")]
     Inconsistent {
@@ -109,6 +125,17 @@ pub enum DatasetError {
 }
 
 impl DatasetError {
+    /// True if the place that was named holds no shard set to open: whoever named it is to correct it.
+    pub fn is_wrong_place(&self) -> bool {
+        match self {
+            Self::Empty { .. } => true,
+            Self::Shard(ShardError::MissingManifest { .. } | ShardError::UnsupportedUrl { .. }) => true,
+            // A file, often the manifest itself, where the folder was asked for.
+            Self::Shard(ShardError::Io { source, .. }) => source.kind() == std::io::ErrorKind::NotADirectory,
+            _ => false,
+        }
+    }
+
     /// True if stored bytes are wrong or gone.
     pub fn is_damage(&self) -> bool {
         match self {

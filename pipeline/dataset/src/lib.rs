@@ -7,6 +7,8 @@
 mod collate;
 mod dataset;
 mod error;
+mod extent;
+mod health;
 mod local;
 mod order;
 mod partition;
@@ -14,7 +16,7 @@ mod pixel_pool;
 mod prefetch;
 
 pub use collate::DamagePolicy;
-pub use dataset::Dataset;
+pub use dataset::{DEFAULT_MAX_BATCH_BYTES, Dataset};
 pub use error::DatasetError;
 pub use local::LocalSource;
 pub use order::EpochOrder;

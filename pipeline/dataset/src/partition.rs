@@ -70,6 +70,11 @@ impl StepPlan {
         self.slice.div_ceil(self.micro_batch) as u32
     }
 
+    /// Rows of a rank's largest micro-batch, masked slots included.
+    pub fn rows_per_micro(&self) -> u64 {
+        self.micro_batch.min(self.slice)
+    }
+
     /// The places of a whole step that hold samples.
     pub fn step_places(&self, step: u64) -> Range<u64> {
         let start = step * self.global_batch;
@@ -97,7 +102,7 @@ impl StepPlan {
         } else if step + 1 < self.steps_per_epoch() {
             Position { epoch, step: step + 1, micro: 0 }
         } else {
-            Position { epoch: epoch + 1, step: 0, micro: 0 }
+            Position { epoch: epoch.saturating_add(1), step: 0, micro: 0 }
         }
     }
 }

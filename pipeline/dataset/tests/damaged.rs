@@ -21,6 +21,16 @@ fn batch(dataset: &Dataset, step: u64) -> Result<Batch, vela_dataset::DatasetErr
     dataset.batch(&SPEC, Partition::WHOLE, Position { epoch: 0, step, micro: 0 })
 }
 
+/// Labels that a loss over `batches` counts: all but the first column, which nothing predicts.
+fn label_tokens(batches: &[&Batch]) -> u64 {
+    let count = |batch: &&Batch| {
+        let labels = batch.labels.to_i32().expect("i32");
+        let rows = labels.chunks(batch.rows_and_columns().1);
+        rows.flat_map(|row| row.iter().skip(1)).filter(|&&label| label != IGNORE_LABEL).count() as u64
+    };
+    batches.iter().map(count).sum()
+}
+
 /// Ten records in two shards; the pixels that record 8 brings are damaged.
 fn damaged_set() -> tempfile::TempDir {
     let folder = tempfile::tempdir().expect("a folder");
@@ -58,7 +68,9 @@ fn masking_keeps_the_slot_and_every_other_sample() {
     let whole = tempfile::tempdir().expect("a folder");
     write_set(whole.path(), &settings(), &records(10), 5);
     let good = batch(&open(whole.path(), DamagePolicy::Fail), 1).expect("a batch");
-    assert_eq!(masked.step_label_tokens, good.step_label_tokens, "the divisor comes from the lengths index");
+    assert_eq!(masked.step_label_tokens, label_tokens(&[&masked]), "the divisor counts what is there");
+    assert_eq!(good.step_label_tokens, label_tokens(&[&good]));
+    assert!(masked.step_label_tokens < good.step_label_tokens);
     let (_, columns) = masked.rows_and_columns();
     let labels = masked.labels.to_i32().expect("i32");
     assert!(labels[3 * columns..4 * columns].iter().all(|&label| label == IGNORE_LABEL));
@@ -66,6 +78,34 @@ fn masking_keeps_the_slot_and_every_other_sample() {
     assert_eq!(spans(&masked), spans(&good));
     assert!(masked.image_spans.iter().all(|span| span.row != 3));
     assert_eq!(masked.image_spans.len() * fixture::SHAPE.num_elements(), masked.pixels.data().len());
+}
+
+#[test]
+fn every_micro_batch_and_rank_divides_by_the_labels_that_the_masked_step_has() {
+    let folder = damaged_set();
+    let spec = BatchSpec { global_batch: 10, micro_batch: 2, shuffle: true, ..SPEC };
+    let mut batches = Vec::new();
+    for rank in 0..2 {
+        // A data set of its own for each batch: what one has read is of no help to another.
+        for micro in 0..3 {
+            let dataset = open(folder.path(), DamagePolicy::Mask);
+            let position = Position { epoch: 3, step: 0, micro };
+            batches.push(dataset.batch(&spec, Partition { rank, world: 2 }, position).expect("a masked batch"));
+        }
+    }
+    let expected = label_tokens(&batches.iter().collect::<Vec<_>>());
+    assert!(batches.iter().any(|batch| batch.samples.iter().any(|slot| slot.index == 8 && !slot.valid)));
+    assert_eq!(batches.iter().map(|batch| batch.step_label_tokens).collect::<Vec<_>>(), [expected; 6]);
+}
+
+#[test]
+fn a_masked_record_stays_masked_in_later_epochs() {
+    let folder = damaged_set();
+    let dataset = open(folder.path(), DamagePolicy::Mask);
+    let epoch = |epoch| dataset.batch(&SPEC, Partition::WHOLE, Position { epoch, step: 1, micro: 0 }).expect("a batch");
+    let (first, second) = (epoch(0), epoch(1));
+    assert_eq!((first.samples, first.labels), (second.samples, second.labels));
+    assert_eq!(first.step_label_tokens, second.step_label_tokens);
 }
 
 #[test]
@@ -80,6 +120,7 @@ fn a_damaged_index_masks_its_whole_shard() {
     assert!(fault.contains("shard-00000.parquet") && fault.contains("index and footer"), "{fault}");
     let masked = batch(&open(folder.path(), DamagePolicy::Mask), 0).expect("a masked batch");
     assert!(masked.samples.iter().all(|slot| !slot.valid));
+    assert_eq!(masked.step_label_tokens, 0);
 }
 
 #[test]

@@ -116,7 +116,9 @@ impl RemoteSource {
         cursor.check(origin.fingerprint, origin.spec)?;
         match cursor.step {
             step if step < *steps_per_epoch => Ok(Position { epoch: cursor.epoch, step, micro: 0 }),
-            step if step == *steps_per_epoch => Ok(Position { epoch: cursor.epoch + 1, step: 0, micro: 0 }),
+            step if step == *steps_per_epoch => {
+                Ok(Position { epoch: cursor.epoch.saturating_add(1), step: 0, micro: 0 })
+            }
             step => Err(ClientError::CursorStep { steps_per_epoch: *steps_per_epoch, step }),
         }
     }
@@ -152,7 +154,9 @@ impl RemoteSource {
     }
 
     fn open_stream(&self) -> Result<Stream, ClientError> {
+        // Bounded by `prefetch_bytes`: the pump's ledger lets no more bytes of batches come than that, or one batch.
         let (output, batches) = blocking::channel();
+        // Two events at most for each batch of that budget, as no batch comes for an event that was not yet seen.
         let (events, consumer_events) = mpsc::unbounded_channel();
         let (closer, closed) = oneshot::channel::<()>();
         let pump = Pump {

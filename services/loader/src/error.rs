@@ -19,9 +19,22 @@ pub enum LoaderError {
         /// The address.
         listen: SocketAddr,
     },
-    /// A limit of zero consumers.
-    #[error("`--max-consumers`: expected at least 1, found 0")]
-    NoConsumers,
+    /// A limit that nothing could be served under.
+    #[error("`{flag}`: expected at least 1{unit}, found 0{unit}")]
+    ZeroLimit {
+        /// The flag that sets it.
+        flag: &'static str,
+        /// What follows its numbers.
+        unit: &'static str,
+    },
+    /// What was named as the shard set is none.
+    #[error("`--shards {shards}`: expected a folder or `file://` url of a finished shard set")]
+    NoShards {
+        /// What was given.
+        shards: String,
+        /// What is there instead.
+        source: DatasetError,
+    },
     /// The shard set cannot be opened.
     #[error("shard set `{shards}` cannot be served")]
     Dataset {
@@ -80,7 +93,18 @@ pub enum LoaderError {
 impl LoaderError {
     /// Whether flags are to blame: exit code 2.
     pub fn is_usage(&self) -> bool {
-        matches!(self, Self::RemotePlaintext { .. } | Self::NoConsumers | Self::Address { .. })
+        matches!(
+            self,
+            Self::RemotePlaintext { .. } | Self::ZeroLimit { .. } | Self::NoShards { .. } | Self::Address { .. }
+        )
+    }
+
+    /// Why the set at `shards` did not open: not there at all, or there and not readable.
+    pub(crate) fn unopened(shards: String, source: DatasetError) -> Self {
+        match source.is_wrong_place() {
+            true => Self::NoShards { shards, source },
+            false => Self::Dataset { shards, source },
+        }
     }
 }
 
@@ -99,6 +123,7 @@ pub(crate) fn to_service_error(error: &DatasetError) -> ServiceError {
         DatasetError::Spec { .. }
         | DatasetError::UnevenShare { .. }
         | DatasetError::Rank { .. }
+        | DatasetError::TooLarge { .. }
         | DatasetError::TooLong { .. } => ErrorKind::InvalidRequest,
         error if error.is_damage() => ErrorKind::Damaged,
         _ => ErrorKind::Internal,

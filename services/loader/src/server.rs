@@ -65,7 +65,7 @@ impl RunningLoader {
 /// waits for what is left, at most `drain_timeout`.
 pub async fn serve(config: ServeConfig, shutdown: Shutdown) -> Result<RunningLoader, LoaderError> {
     config.check()?;
-    let dataset = open_dataset(config.shards.clone()).await?;
+    let dataset = open_dataset(&config).await?;
     let bind = |source| LoaderError::Bind { listen: config.listen, source };
     let listener = TcpListener::bind(config.listen).await.map_err(bind)?;
     let addr = listener.local_addr().map_err(bind)?;
@@ -76,8 +76,12 @@ pub async fn serve(config: ServeConfig, shutdown: Shutdown) -> Result<RunningLoa
     Ok(RunningLoader { addr, task })
 }
 
-async fn open_dataset(shards: String) -> Result<Dataset, LoaderError> {
-    let open = move || Dataset::open(&shards).map_err(|source| LoaderError::Dataset { shards, source });
+async fn open_dataset(config: &ServeConfig) -> Result<Dataset, LoaderError> {
+    let (shards, max_batch_bytes) = (config.shards.clone(), config.max_batch_bytes);
+    let open = move || match Dataset::open(&shards) {
+        Ok(dataset) => Ok(dataset.with_max_batch_bytes(max_batch_bytes)),
+        Err(source) => Err(LoaderError::unopened(shards, source)),
+    };
     tokio::task::spawn_blocking(open).await?
 }
 

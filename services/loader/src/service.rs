@@ -5,10 +5,10 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use tokio::sync::Semaphore;
-use tokio_stream::Stream;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_stream::{Stream, StreamExt};
 use tonic::{Request, Response, Status, Streaming};
-use vela_dataset::{Dataset, Partition, spec_fingerprint};
+use vela_dataset::{Dataset, DatasetError, Partition, StepPlan, spec_fingerprint};
 use vela_proto::v1::{self, batch_part::Part, loader_server::Loader};
 use vela_proto::{
     ErrorKind, ServiceError, batch_chunks, batch_header, decode_partition, decode_position, decode_spec,
@@ -24,8 +24,9 @@ use crate::session::Session;
 /// What all calls share.
 pub(crate) struct Shared {
     pub(crate) dataset: Arc<Dataset>,
-    /// One permit per open stream.
-    pub(crate) consumers: Arc<Semaphore>,
+    /// One permit per open stream or single batch, held until the last part is taken: with the byte limit of a batch
+    /// it bounds what all consumers together keep in memory.
+    consumers: Arc<Semaphore>,
     /// One permit per batch being made, so that many consumers cannot start more reads than there are cores.
     builders: Arc<Semaphore>,
     /// Ends streams; requested after health says so.
@@ -67,6 +68,30 @@ impl Shared {
         }
     }
 
+    /// A place among the consumers served at once; refused if there is none.
+    pub(crate) fn admit(&self) -> Result<OwnedSemaphorePermit, ServiceError> {
+        let busy = |_| ServiceError::new(ErrorKind::Busy, "the loader serves as many consumers as it may; try later");
+        Arc::clone(&self.consumers).try_acquire_owned().map_err(busy)
+    }
+
+    /// Checks off the async threads that the data can be had under `spec` by `partition`: shares, bytes of a batch,
+    /// length of every record.
+    pub(crate) async fn plan(
+        self: Arc<Self>,
+        spec: &BatchSpec,
+        partition: Partition,
+    ) -> Result<StepPlan, ServiceError> {
+        let spec = spec.clone();
+        let check = move || {
+            let plan = self.dataset.plan(&spec, partition)?;
+            self.dataset.check_lengths(&spec)?;
+            Ok(plan)
+        };
+        let checked = tokio::task::spawn_blocking(check).await;
+        let checked = checked.map_err(|error| ServiceError::new(ErrorKind::Internal, format_args!("spec: {error}")))?;
+        checked.map_err(|error: DatasetError| to_service_error(&error))
+    }
+
     /// Makes a batch off the async threads.
     pub(crate) async fn build(
         self: Arc<Self>,
@@ -94,7 +119,7 @@ impl LoaderService {
         Self { shared }
     }
 
-    fn describe(&self, request: v1::DescribeDatasetRequest) -> Result<v1::DescribeDatasetResponse, ServiceError> {
+    async fn describe(&self, request: v1::DescribeDatasetRequest) -> Result<v1::DescribeDatasetResponse, ServiceError> {
         let dataset = &self.shared.dataset;
         let info = Some(encode_info(dataset.info()));
         if request.spec.is_none() {
@@ -105,7 +130,7 @@ impl LoaderService {
             Some(_) => take_partition(request.partition)?,
             None => Partition::WHOLE,
         };
-        dataset.plan(&spec, partition).map_err(|error| to_service_error(&error))?;
+        Arc::clone(&self.shared).plan(&spec, partition).await?;
         Ok(v1::DescribeDatasetResponse { info, spec_fingerprint: encode_fingerprint(&spec_fingerprint(&spec)) })
     }
 
@@ -113,6 +138,7 @@ impl LoaderService {
         let spec = decode_spec(request.spec)?;
         let partition = take_partition(request.partition)?;
         let position = decode_position(request.position)?;
+        Arc::clone(&self.shared).plan(&spec, partition).await?;
         Arc::clone(&self.shared).build(spec, partition, position).await
     }
 }
@@ -139,7 +165,7 @@ impl Loader for LoaderService {
         &self,
         request: Request<v1::DescribeDatasetRequest>,
     ) -> Result<Response<v1::DescribeDatasetResponse>, Status> {
-        Ok(Response::new(self.describe(request.into_inner())?))
+        Ok(Response::new(self.describe(request.into_inner()).await?))
     }
 
     async fn stream_batches(
@@ -151,8 +177,12 @@ impl Loader for LoaderService {
     }
 
     async fn get_batch(&self, request: Request<v1::GetBatchRequest>) -> Result<Response<PartStream>, Status> {
+        let consumer = self.shared.admit()?;
         let batch = self.find_batch(request.into_inner()).await?;
-        let parts = tokio_stream::iter(batch_parts(&batch).map(Ok));
+        let parts = tokio_stream::iter(batch_parts(&batch)).map(move |part| {
+            let _held = &consumer;
+            Ok(part)
+        });
         Ok(Response::new(Box::pin(parts) as PartStream))
     }
 }

@@ -8,9 +8,9 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
-use vela_dataset::Partition;
+use vela_dataset::{Partition, StepPlan};
 use vela_proto::v1::{self, batch_part::Part, stream_batches_request::Request};
-use vela_proto::{ErrorKind, ServiceError, WireError, decode_cursor, decode_spec, next_position};
+use vela_proto::{ErrorKind, ServiceError, WireError, decode_cursor, decode_spec};
 use vela_types::{Batch, BatchSpec, Position};
 
 use crate::error::to_service_error;
@@ -35,8 +35,7 @@ struct Opening {
     spec: BatchSpec,
     partition: Partition,
     start: Position,
-    num_micro: u32,
-    steps_per_epoch: u64,
+    plan: StepPlan,
 }
 
 /// One consumer: its share, its place, its credit. Two batches are held at most: one on its way, the next being made.
@@ -54,12 +53,11 @@ impl Session {
         shared: Arc<Shared>,
         mut requests: Streaming<v1::StreamBatchesRequest>,
     ) -> Result<ReceiverStream<Result<v1::BatchPart, Status>>, Status> {
-        let busy = |_| ServiceError::new(ErrorKind::Busy, "the loader serves as many consumers as it may; try later");
-        let consumer = Arc::clone(&shared.consumers).try_acquire_owned().map_err(busy)?;
+        let consumer = shared.admit()?;
         let open = first_request(&mut requests).await?;
         let credit = Arc::new(Credit::new());
         credit.grant(open.credit_bytes)?;
-        let opening = check_opening(&shared, open)?;
+        let opening = check_opening(&shared, open).await?;
         shared.totals.consumers.fetch_add(1, Ordering::Relaxed);
         tracing::info!(rank = opening.partition.rank, world = opening.partition.world, start = ?opening.start, "consumer joined");
         let (parts, stream) = mpsc::channel(QUEUED_PARTS);
@@ -87,12 +85,12 @@ impl Session {
 
     /// Sends batch after batch until the consumer is gone or a batch cannot be made.
     async fn send_batches(&self) -> Result<(), ServiceError> {
-        let Opening { start, num_micro, steps_per_epoch, .. } = self.opening;
+        let Opening { start, plan, .. } = self.opening;
         let mut position = start;
         let mut upcoming = self.begin_batch(position);
         loop {
             let batch = upcoming.finish().await?;
-            position = next_position(position, num_micro, steps_per_epoch);
+            position = plan.after(position);
             upcoming = self.begin_batch(position);
             if !self.send_batch(&batch).await {
                 return Ok(());
@@ -162,24 +160,30 @@ async fn first_request(requests: &mut Streaming<v1::StreamBatchesRequest>) -> Re
     }
 }
 
-fn check_opening(shared: &Shared, open: v1::OpenStream) -> Result<Opening, ServiceError> {
+async fn check_opening(shared: &Arc<Shared>, open: v1::OpenStream) -> Result<Opening, ServiceError> {
     let spec = decode_spec(open.spec)?;
     let partition = take_partition(open.partition)?;
     let cursor = decode_cursor(open.cursor)?;
     let refused = |error| to_service_error(&error);
-    let plan = shared.dataset.plan(&spec, partition).map_err(refused)?;
+    let plan = Arc::clone(shared).plan(&spec, partition).await?;
     let start = shared.dataset.position_of(&spec, &cursor).map_err(refused)?;
     let start = Position { micro: open.micro, ..start };
     plan.micro_places(start).map_err(refused)?;
-    Ok(Opening { spec, partition, start, num_micro: plan.num_micro(), steps_per_epoch: plan.steps_per_epoch() })
+    Ok(Opening { spec, partition, start, plan })
 }
 
-/// A batch being made; let go of, it is not waited for.
+/// A batch being made; let go of, it is not waited for, nor begun if it still waits for a core.
 struct UpcomingBatch(JoinHandle<Result<Batch, ServiceError>>);
 
 impl UpcomingBatch {
-    async fn finish(self) -> Result<Batch, ServiceError> {
-        self.0.await.map_err(|error| ServiceError::new(ErrorKind::Internal, error))?
+    async fn finish(mut self) -> Result<Batch, ServiceError> {
+        (&mut self.0).await.map_err(|error| ServiceError::new(ErrorKind::Internal, error))?
+    }
+}
+
+impl Drop for UpcomingBatch {
+    fn drop(&mut self) {
+        self.0.abort();
     }
 }
 

@@ -17,37 +17,61 @@ fn outcome(args: &[&str]) -> (Option<i32>, String, String) {
 
 #[test]
 fn wrong_use_exits_2_and_says_what_is_wrong() {
-    let cases: [(&[&str], &str); 6] = [
-        (&[], "Usage"),
-        (&["serve"], "--shards"),
-        (&["serve", "--shards", "x", "--listen", "nowhere"], "--listen"),
-        (&["serve", "--shards", "x", "--listen", "0.0.0.0:1"], "--allow-remote-plaintext"),
-        (&["serve", "--shards", "x", "--drain-timeout", "5"], "30s"),
-        (&["serve", "--shards", "x", "--colour"], "--colour"),
+    let folder = tempfile::tempdir().expect("a folder");
+    let empty = folder.path().display().to_string();
+    let no_folder = format!("{empty}/none");
+    let serve = |rest: &[&'static str]| [&["serve", "--shards", "x"], rest].concat();
+    let file = format!("{empty}/file");
+    std::fs::write(&file, "not a folder").expect("written");
+    let cases: [(Vec<&str>, &[&str]); 14] = [
+        (vec![], &["Usage"]),
+        (vec!["serve"], &["--shards"]),
+        (vec!["serve", "--shards", &empty], &["`--shards", &empty, "manifest.json", "pipeline build-shards"]),
+        (vec!["serve", "--shards", &no_folder], &["`--shards", &no_folder, "pipeline build-shards"]),
+        (vec!["serve", "--shards", &file], &["`--shards", &file, "expected a folder", "Not a directory"]),
+        (vec!["serve", "--shards", "s3://bucket/set"], &["`--shards s3://bucket/set`", "expected", "local path"]),
+        (serve(&["--listen", "nowhere"]), &["--listen", "`IP:PORT`", "nowhere"]),
+        (serve(&["--listen", "127.0.0.1:66666"]), &["--listen", "66666"]),
+        (serve(&["--listen", "0.0.0.0:1"]), &["--allow-remote-plaintext"]),
+        (serve(&["--drain-timeout", "5"]), &["--drain-timeout", "30s"]),
+        (serve(&["--max-batch-bytes", "256"]), &["--max-batch-bytes", "512MiB"]),
+        (serve(&["--max-batch-bytes", "0B"]), &["`--max-batch-bytes`", "at least 1B", "found 0B"]),
+        (serve(&["--max-consumers", "0"]), &["`--max-consumers`", "at least 1", "found 0"]),
+        (serve(&["--colour"]), &["--colour"]),
     ];
     for (args, named) in cases {
-        let (code, stdout, stderr) = outcome(args);
+        let (code, stdout, stderr) = outcome(&args);
         assert_eq!(code, Some(2), "{args:?}: {stderr}");
-        assert!(stderr.contains(named) && stdout.is_empty(), "{args:?}: {stderr}");
+        assert!(named.iter().all(|name| stderr.contains(name)) && stdout.is_empty(), "{args:?}: {stderr}");
     }
+}
+
+#[test]
+fn a_host_name_to_listen_on_is_resolved() {
+    let taken = std::net::TcpListener::bind(loopback(0)).expect("a port");
+    let port = taken.local_addr().expect("its address").port();
+    let folder = tempfile::tempdir().expect("a folder");
+    shards::write(folder.path(), &Plan::small());
+    let (path, listen) = (folder.path().display().to_string(), format!("localhost:{port}"));
+    let (code, _, stderr) = outcome(&["serve", "--shards", &path, "--listen", &listen]);
+    assert_eq!(code, Some(1), "{stderr}");
+    assert!(stderr.contains(&format!("127.0.0.1:{port}: the port is in use")), "{stderr}");
 }
 
 #[test]
 fn what_cannot_be_served_exits_1_with_its_causes() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().display().to_string();
-    let (code, _, stderr) = outcome(&["serve", "--shards", &path, "--listen", "127.0.0.1:0"]);
-    assert_eq!(code, Some(1), "{stderr}");
-    assert!(
-        stderr.contains("error: ") && stderr.contains("caused by: ") && stderr.contains("manifest.json"),
-        "{stderr}"
-    );
     shards::write(folder.path(), &Plan::small());
     let taken = std::net::TcpListener::bind(loopback(0)).expect("a port");
     let listen = taken.local_addr().expect("its address").to_string();
     let (code, _, stderr) = outcome(&["serve", "--shards", &path, "--listen", &listen]);
     assert_eq!(code, Some(1), "{stderr}");
     assert!(stderr.contains(&listen) && stderr.contains("port is in use"), "{stderr}");
+    std::fs::write(folder.path().join("lengths.bin"), b"VELALEN1").expect("a cut index");
+    let (code, _, stderr) = outcome(&["serve", "--shards", &path, "--listen", "127.0.0.1:0"]);
+    assert_eq!(code, Some(1), "{stderr}");
+    assert!(stderr.contains("error: ") && stderr.contains("caused by: ") && stderr.contains("lengths.bin"), "{stderr}");
 }
 
 #[test]

@@ -8,6 +8,7 @@ use vela_proto::ErrorKind;
 use vela_runtime::Shutdown;
 use vela_types::{BatchSource, BatchSpec, Cursor, Fingerprint};
 
+use crate::calls;
 use crate::loader::{LocalLoader, free_port, loopback};
 use crate::shards::{self, Plan};
 
@@ -45,6 +46,8 @@ fn a_spec_that_does_not_fit_is_refused_by_its_field_on_connect() {
     let cases = [
         (BatchSpec { global_batch: 0, ..shards::spec() }, 0, 1, "spec.global_batch"),
         (BatchSpec { image_tokens: 0, ..shards::spec() }, 0, 1, "spec.image_tokens"),
+        (BatchSpec { micro_batch: 8 << 20, ..shards::spec() }, 0, 1, "spec.micro_batch"),
+        (BatchSpec { max_length: 20, ..shards::spec() }, 0, 1, "raise `max_length`"),
         (shards::spec(), 0, 4, "multiple of 4"),
         (shards::spec(), 2, 2, "partition.rank"),
     ];
@@ -52,6 +55,66 @@ fn a_spec_that_does_not_fit_is_refused_by_its_field_on_connect() {
         let error = RemoteSource::connect(&loader.url(), spec, rank, world, 1 << 20).expect_err(named);
         assert!(chain(&error).contains(named) && !error.is_retryable(), "{}", chain(&error));
     }
+}
+
+#[test]
+fn a_micro_batch_beyond_the_byte_limit_is_refused_at_every_entrance_before_it_is_made() {
+    let folder = tempfile::tempdir().expect("a folder");
+    shards::write(folder.path(), &Plan::small());
+    let config = ServeConfig::new(folder.path().display().to_string(), loopback(0));
+    let loader = LocalLoader::with(ServeConfig { max_batch_bytes: 256 << 20, ..config });
+    let mut good = RemoteSource::connect(&loader.url(), shards::spec(), 0, 1, 1 << 20).expect("a stream");
+    let huge = BatchSpec { global_batch: 8 << 20, micro_batch: 1 << 20, ..shards::spec() };
+    let error = RemoteSource::connect(&loader.url(), huge.clone(), 0, 1, 1 << 20).expect_err("refused");
+    let ClientError::Service { source: by_describe, .. } = error else { panic!("{error}") };
+    let runtime = tokio::runtime::Runtime::new().expect("an event loop");
+    let by_stream =
+        runtime.block_on(calls::open_stream(&loader.url(), &huge, &good.start_cursor())).expect_err("refused");
+    let by_get = runtime.block_on(calls::get_batch(&loader.url(), &huge)).expect_err("refused");
+    for error in [by_describe, by_stream.into(), by_get.into()] {
+        assert_eq!(error.kind, ErrorKind::InvalidRequest, "{error}");
+        let named = ["1048576 rows", "268435456", "`max_batch_bytes`"];
+        assert!(named.iter().all(|name| error.message.contains(name)), "{error}");
+    }
+    good.next_batch().expect("the loader serves on");
+}
+
+#[test]
+fn a_record_longer_than_the_spec_is_refused_when_a_stream_opens() {
+    let (_folder, loader) = small_loader();
+    let short = BatchSpec { max_length: 20, ..shards::spec() };
+    let source = RemoteSource::connect(&loader.url(), shards::spec(), 0, 1, 1 << 20).expect("a stream");
+    let cursor = Cursor { spec: vela_dataset::spec_fingerprint(&short), ..source.start_cursor() };
+    let runtime = tokio::runtime::Runtime::new().expect("an event loop");
+    let by_stream = runtime.block_on(calls::open_stream(&loader.url(), &short, &cursor)).expect_err("refused");
+    let by_get = runtime.block_on(calls::get_batch(&loader.url(), &short)).expect_err("refused");
+    for status in [by_stream, by_get] {
+        assert_eq!(status.code(), tonic::Code::InvalidArgument, "{status}");
+        assert!(status.message().contains("`made/") && status.message().contains("raise `max_length`"), "{status}");
+    }
+}
+
+#[test]
+fn batches_asked_for_by_position_count_as_consumers_until_they_are_taken() {
+    let folder = tempfile::tempdir().expect("a folder");
+    // Larger than what connection and sockets take: the server still has parts to give.
+    let plan = Plan { num_samples: 24, side: 1200, always_image: true, num_tokens: 5, seed: 3 };
+    shards::write(folder.path(), &plan);
+    let config = ServeConfig::new(folder.path().display().to_string(), loopback(0));
+    let loader = LocalLoader::with(ServeConfig { max_consumers: 2, ..config });
+    let spec = BatchSpec { micro_batch: 6, ..shards::spec() };
+    let runtime = tokio::runtime::Runtime::new().expect("an event loop");
+    let get = || runtime.block_on(calls::get_batch(&loader.url(), &spec));
+    let (first, second) = (get().expect("a batch"), get().expect("a batch"));
+    let status = get().expect_err("one too many");
+    assert_eq!(status.code(), tonic::Code::ResourceExhausted, "{status}");
+    drop(first);
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while get().is_err() {
+        assert!(Instant::now() < deadline, "the place of a dropped call comes free");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    drop(second);
 }
 
 #[test]
@@ -120,7 +183,7 @@ async fn a_port_in_use_a_missing_set_and_an_open_address_are_named() {
     let error = fail(ServeConfig::new(&shards, listen)).await;
     assert!(matches!(error, LoaderError::Bind { .. }) && error.to_string().contains("port is in use"), "{error}");
     let error = fail(ServeConfig::new(format!("{shards}/none"), loopback(0))).await;
-    assert!(matches!(error, LoaderError::Dataset { .. }) && error.to_string().contains("/none"), "{error}");
+    assert!(matches!(error, LoaderError::NoShards { .. }) && error.to_string().contains("/none"), "{error}");
     let error = fail(ServeConfig::new(&shards, "0.0.0.0:0".parse().expect("an address"))).await;
     assert!(matches!(error, LoaderError::RemotePlaintext { .. }), "{error}");
 }

@@ -1,0 +1,61 @@
+//! How large the batches of a set can get, from its lengths index alone.
+
+use std::collections::BTreeMap;
+
+use vela_shard::LengthsIndex;
+use vela_types::{BatchSpec, RecordLengths};
+
+/// The records of a set, grouped by their number of images: a group's longest record is the same for every spec.
+#[derive(Debug, Default)]
+pub(crate) struct LengthProfile {
+    groups: BTreeMap<u32, Group>,
+}
+
+#[derive(Debug)]
+struct Group {
+    num_records: u64,
+    longest: u64,
+    num_tokens: u32,
+}
+
+/// Tokens of a record once each image token stands `image_tokens` times.
+pub(crate) fn expanded_length(lengths: &RecordLengths, spec: &BatchSpec) -> u64 {
+    u64::from(lengths.num_tokens) + u64::from(lengths.num_images) * u64::from(spec.image_tokens - 1)
+}
+
+impl LengthProfile {
+    pub(crate) fn new(index: &LengthsIndex) -> Self {
+        let mut profile = Self::default();
+        for record in 0..index.len() {
+            let RecordLengths { num_tokens, num_images, .. } = index.get(record);
+            let empty = Group { num_records: 0, longest: record, num_tokens };
+            let group = profile.groups.entry(num_images).or_insert(empty);
+            group.num_records += 1;
+            if num_tokens > group.num_tokens {
+                (group.longest, group.num_tokens) = (record, num_tokens);
+            }
+        }
+        profile
+    }
+
+    /// The record that has the most tokens under `spec`, and how many; `None` for an empty set.
+    pub(crate) fn longest(&self, spec: &BatchSpec) -> Option<(u64, u64)> {
+        let expanded = |(&num_images, group): (&u32, &Group)| {
+            let lengths = RecordLengths { num_tokens: group.num_tokens, num_label_tokens: 0, num_images };
+            (group.longest, expanded_length(&lengths, spec))
+        };
+        self.groups.iter().map(expanded).max_by_key(|&(_, length)| length)
+    }
+
+    /// Images of the `num_rows` records that have the most.
+    pub(crate) fn most_images(&self, num_rows: u64) -> u64 {
+        let mut rows_left = num_rows;
+        let mut num_images = 0;
+        for (&images, group) in self.groups.iter().rev() {
+            let taken = group.num_records.min(rows_left);
+            num_images += taken * u64::from(images);
+            rows_left -= taken;
+        }
+        num_images
+    }
+}

@@ -1,0 +1,38 @@
+//! Single calls without Vela's client, which would not make them.
+
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Status, Streaming};
+use vela_proto::v1::{self, BatchPart, loader_client::LoaderClient, stream_batches_request::Request};
+use vela_proto::{encode_cursor, encode_position, encode_spec};
+use vela_types::{BatchSpec, Cursor, Position};
+
+const WHOLE: v1::Partition = v1::Partition { rank: 0, world: 1 };
+
+/// A connection of its own; with it dropped the call ends.
+async fn client(url: &str) -> LoaderClient<Channel> {
+    let endpoint = Endpoint::from_shared(url.to_owned()).expect("a url");
+    LoaderClient::new(endpoint.connect().await.expect("a connection"))
+}
+
+/// The first batch by position.
+pub(crate) async fn get_batch(url: &str, spec: &BatchSpec) -> Result<Streaming<BatchPart>, Status> {
+    let request = v1::GetBatchRequest {
+        spec: Some(encode_spec(spec)),
+        partition: Some(WHOLE),
+        position: Some(encode_position(Position { epoch: 0, step: 0, micro: 0 })),
+    };
+    Ok(client(url).await.get_batch(request).await?.into_inner())
+}
+
+/// A stream from `cursor` on, with credit for one byte.
+pub(crate) async fn open_stream(url: &str, spec: &BatchSpec, cursor: &Cursor) -> Result<Streaming<BatchPart>, Status> {
+    let open = v1::OpenStream {
+        spec: Some(encode_spec(spec)),
+        partition: Some(WHOLE),
+        cursor: Some(encode_cursor(cursor)),
+        micro: 0,
+        credit_bytes: 1,
+    };
+    let request = v1::StreamBatchesRequest { request: Some(Request::Open(open)) };
+    Ok(client(url).await.stream_batches(tokio_stream::once(request)).await?.into_inner())
+}
