@@ -71,7 +71,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--profile", default="release")
     options = parser.parse_args()
-    build = ["cargo", "build", "--profile", options.profile, "-p", "vela-loader", "--examples"]
+    build = ["cargo", "build", "--profile", options.profile, "--workspace", "--examples"]
     subprocess.run(build, check=True)
     folder = Path("target") / {"dev": "debug"}.get(options.profile, options.profile) / "examples"
     rates: dict[str, list[float]] = {}
