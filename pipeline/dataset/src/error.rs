@@ -84,7 +84,7 @@ pub enum DatasetError {
     },
     /// The largest micro-batch of the spec is larger than this process may make.
     #[error(
-        "a micro-batch of {num_rows} rows of up to {columns} tokens with up to {num_images} images: expected at most {limit} bytes, found {found}; lower `micro_batch` or raise `max_batch_bytes`"
+        "a micro-batch of {num_rows} rows of up to {columns} tokens with up to {num_images} images: expected at most {limit} bytes, found {found}; lower the micro-batch (`batch.micro` of a recipe) or raise the limit (`data.max_batch_bytes`, `loader serve --max-batch-bytes`)"
     )]
     TooLarge {
         /// Its rows.

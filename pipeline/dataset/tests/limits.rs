@@ -34,7 +34,7 @@ fn millions_of_rows_are_refused_by_name_at_every_entrance() {
         assert_eq!((num_rows, limit), (8 << 20, DEFAULT_MAX_BATCH_BYTES));
         assert!(found > limit);
         let said = fault.to_string();
-        let named = [&limit.to_string(), &found.to_string(), "`micro_batch`", "`max_batch_bytes`"];
+        let named = [&limit.to_string(), &found.to_string(), "`batch.micro`", "`data.max_batch_bytes`"];
         assert!(named.iter().all(|name| said.contains(*name)), "{said}");
     }
 }

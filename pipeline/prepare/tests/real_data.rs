@@ -59,7 +59,7 @@ fn published_llava_records_are_read_without_a_reject() {
     let Some(folder) = sample_data("llava_records", "published_llava_records_are_read_without_a_reject") else {
         return;
     };
-    let images = Arc::new(ImageFolder::open(None).expect("no folder"));
+    let images = Arc::new(ImageFolder::open(None, None).expect("no folder"));
     let set = InputSet::open(Source::Llava, &folder, &images).expect("files");
     assert!(set.files.len() >= 5);
     let mut num_samples = 0;

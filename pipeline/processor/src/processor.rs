@@ -18,6 +18,9 @@ use crate::template::{ChatTemplate, SpecialTokens, TemplateDate};
 use crate::tokenizer::TextTokenizer;
 use crate::{ProcessorError, spans};
 
+/// Largest image file that is read: encoded bytes are held beside the pixels.
+const MAX_ENCODED_BYTES: u64 = 256 << 20;
+
 /// Whose pixels are reproduced, bit for bit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -258,13 +261,25 @@ fn read_image(image: &ImageRef) -> Result<Bytes, ProcessorError> {
     match image {
         ImageRef::Bytes { data, .. } => Ok(data.clone()),
         ImageRef::Url(_) => Err(ProcessorError::RemoteImage { name }),
-        ImageRef::Path(path) => match fs::read(path) {
+        ImageRef::Path(path) => match read_file(Path::new(path)) {
             Ok(content) => Ok(content.into()),
             Err(source) if source.kind() == io::ErrorKind::NotFound => {
                 Err(ProcessorError::MissingImage { name, source })
             }
             Err(source) => Err(ProcessorError::UnreadableImage { name, source }),
         },
+    }
+}
+
+/// The bytes of a regular file: a pipe would never end, a device would fill the memory.
+fn read_file(path: &Path) -> io::Result<Vec<u8>> {
+    let found = fs::metadata(path)?;
+    match () {
+        () if !found.is_file() => Err(io::Error::other("expected a file, found a folder, pipe or device")),
+        () if found.len() > MAX_ENCODED_BYTES => {
+            Err(io::Error::other(format!("expected at most {MAX_ENCODED_BYTES} bytes, found {}", found.len())))
+        }
+        () => fs::read(path),
     }
 }
 

@@ -237,6 +237,21 @@ fn a_trained_tokenizer_makes_a_whole_processor_and_the_same_bytes_each_time() {
     assert!(train_tokenizer(&texts, 100).is_err());
 }
 
+#[cfg(unix)]
+#[test]
+fn a_device_or_folder_is_no_image() {
+    let dir = TempDir::new().unwrap();
+    let files = train_tokenizer(&["red circle"], 300).unwrap();
+    files.iter().for_each(|(name, content)| fs::write(dir.path().join(name), content).unwrap());
+    fs::write(dir.path().join("preprocessor_config.json"), r#"{"image_processor_type": "CLIPImageProcessor"}"#)
+        .unwrap();
+    let processor = load(dir.path());
+    for path in ["/dev/zero", "/tmp"] {
+        let refused = processor.load_image(&vela_types::ImageRef::Path(path.into())).expect_err(path);
+        assert_eq!(refused.cause(), "unreadable_image");
+    }
+}
+
 #[test]
 fn a_folder_that_cannot_serve_says_what_it_lacks() {
     let dir = TempDir::new().unwrap();

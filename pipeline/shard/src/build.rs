@@ -56,6 +56,11 @@ impl BuildFolder {
         Ok(folder)
     }
 
+    /// The same build with its files in another place, such as one for shards that are made only to be compared.
+    pub fn elsewhere(&self, store: Arc<dyn Store>) -> Self {
+        Self { store, plan: self.plan, settings: self.settings.clone() }
+    }
+
     /// The committed manifest, if this very build has already been finished here.
     pub fn manifest(&self) -> Result<Option<Manifest>, ShardError> {
         let manifest = match Manifest::load(self.store.as_ref()) {

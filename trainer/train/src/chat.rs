@@ -123,10 +123,14 @@ impl Chat {
     pub fn process(&self, question: &Question) -> Result<ProcessedQuestion, TrainError> {
         question.check()?;
         let load = |image| self.processor.load_image(image).map_err(TrainError::Question);
-        Ok(ProcessedQuestion {
-            input_ids: self.processor.encode_prompt(&question.turns).map_err(TrainError::Question)?,
-            images: question.images.iter().map(load).collect::<Result<_, _>>()?,
-        })
+        let input_ids = self.processor.encode_prompt(&question.turns).map_err(TrainError::Question)?;
+        let num_tokens = input_ids.len() + question.images.len() * (self.model.image_tokens() - 1);
+        let positions = self.model.config().language.max_positions;
+        if num_tokens >= positions {
+            let expected = format!("fewer than the model's {positions} positions, images included");
+            return Err(TrainError::Asked { expected, found: format!("{num_tokens} tokens") });
+        }
+        Ok(ProcessedQuestion { input_ids, images: question.images.iter().map(load).collect::<Result<_, _>>()? })
     }
 
     fn normalise(&self, images: &[ImageTensor]) -> Result<Option<Tensor>, TrainError> {

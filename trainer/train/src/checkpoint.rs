@@ -25,13 +25,14 @@ const PREFIX: &str = "step-";
 /// weight and no learning rate of the steps already made: where results go, how batches travel (the data's fingerprint
 /// is compared instead), how a step is cut into micro-batches (sums are then rounded in another order), and the length
 /// of the run (the schedule is that of the new length from the next step on).
-const FREE_KEYS: [&str; 8] = [
+const FREE_KEYS: [&str; 9] = [
     "run.output",
     "run.epochs",
     "run.max_steps",
     "data.shards",
     "data.loader",
     "data.prefetch",
+    "data.max_batch_bytes",
     "data.validation",
     "batch.micro",
 ];
@@ -56,11 +57,22 @@ pub(crate) struct TrainerState {
     pub(crate) seconds: f64,
     /// The resolved recipe.
     pub(crate) recipe: Value,
+    /// blake3 of each file beside this one; compared before a run goes on from them.
+    pub(crate) files: BTreeMap<String, Fingerprint>,
 }
 
 impl TrainerState {
     pub(crate) fn new(step: u64, cursor: Cursor, processor: Fingerprint, recipe: Value) -> Self {
-        Self { version: STATE_VERSION, step, cursor, processor, score: None, seconds: 0.0, recipe }
+        Self {
+            version: STATE_VERSION,
+            step,
+            cursor,
+            processor,
+            score: None,
+            seconds: 0.0,
+            recipe,
+            files: BTreeMap::new(),
+        }
     }
 
     /// Reads the state of the checkpoint in `folder`.
@@ -83,6 +95,22 @@ impl TrainerState {
                 found: other.to_string(),
             }),
         }
+    }
+
+    /// Refuses a checkpoint in `folder` of which a file is gone or not as it was written.
+    pub(crate) fn check_files(&self, folder: &Path) -> Result<(), TrainError> {
+        for (name, expected) in &self.files {
+            let found = checksum(&folder.join(name))?;
+            if found != *expected {
+                return Err(TrainError::Checkpoint {
+                    path: folder.to_owned(),
+                    what: format!("`{name}` is damaged"),
+                    expected: format!("checksum {}", expected.short()),
+                    found: found.short(),
+                });
+            }
+        }
+        Ok(())
     }
 
     /// Refuses a state whose recipe, data or processor are not this run's, by the field that differs.
@@ -178,7 +206,8 @@ impl Checkpoints {
         model.save(&partial).map_err(|source| unsaved(&partial, source))?;
         processor.save(&partial).map_err(|source| unsaved(&partial, source))?;
         save_moments(optimizer.slots(), &partial.join(OPTIMIZER_FILE))?;
-        let json = serde_json::to_string_pretty(state).expect("a state of plain fields always has a JSON form");
+        let state = TrainerState { files: checksums(&partial)?, ..state.clone() };
+        let json = serde_json::to_string_pretty(&state).expect("a state of plain fields always has a JSON form");
         let state_path = partial.join(STATE_FILE);
         fs::write(&state_path, json).map_err(TrainError::io("write", &state_path))?;
         flush_folder(&partial)?;
@@ -295,6 +324,24 @@ fn save_moments(slots: &[Slot], path: &Path) -> Result<(), TrainError> {
 
 fn unsaved(path: &Path, source: impl std::error::Error + Send + Sync + 'static) -> TrainError {
     TrainError::Save { path: path.to_owned(), source: Box::new(source) }
+}
+
+fn checksum(path: &Path) -> Result<Fingerprint, TrainError> {
+    let mut hasher = blake3::Hasher::new();
+    let read = File::open(path).and_then(|file| hasher.update_reader(file).map(|_| ()));
+    read.map_err(TrainError::io("read", path))?;
+    Ok(Fingerprint(*hasher.finalize().as_bytes()))
+}
+
+/// Of every file in `folder`, by name.
+fn checksums(folder: &Path) -> Result<BTreeMap<String, Fingerprint>, TrainError> {
+    let mut found = BTreeMap::new();
+    for entry in fs::read_dir(folder).map_err(TrainError::io("list", folder))? {
+        let path = entry.map_err(TrainError::io("list", folder))?.path();
+        let name = path.file_name().map_or_else(Default::default, |name| name.to_string_lossy().into_owned());
+        found.insert(name, checksum(&path)?);
+    }
+    Ok(found)
 }
 
 /// Makes a file or folder survive a power cut.

@@ -12,22 +12,31 @@ use crate::recipe::DataPlace;
 
 const VALIDATION_PREFETCH_BYTES: usize = 16 << 20;
 
+/// How many bytes of batches a source may hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Limits {
+    /// Held ready.
+    pub(crate) prefetch_bytes: usize,
+    /// Of the largest micro-batch made in this process.
+    pub(crate) max_batch_bytes: u64,
+}
+
 /// Opens the stream the recipe names: shards in this process, or a loader. Both give equal batches.
 pub(crate) fn open_source(
     place: &DataPlace,
     spec: BatchSpec,
-    prefetch_bytes: usize,
+    limits: Limits,
 ) -> Result<Box<dyn BatchSource>, TrainError> {
     match place {
         DataPlace::Shards(shards) => {
             let fault = |source| TrainError::Shards { place: shards.clone(), source: Box::new(source) };
-            let dataset = Arc::new(Dataset::open(shards).map_err(fault)?);
+            let dataset = Dataset::open(shards).map_err(fault)?.with_max_batch_bytes(limits.max_batch_bytes);
             let whole = Partition { rank: 0, world: 1 };
-            Ok(Box::new(LocalSource::new(dataset, spec, whole, prefetch_bytes).map_err(fault)?))
+            Ok(Box::new(LocalSource::new(Arc::new(dataset), spec, whole, limits.prefetch_bytes).map_err(fault)?))
         }
         DataPlace::Loader(address) => {
             let fault = |source| TrainError::Loader { address: address.clone(), source: Box::new(source) };
-            Ok(Box::new(RemoteSource::connect(address, spec, 0, 1, prefetch_bytes).map_err(fault)?))
+            Ok(Box::new(RemoteSource::connect(address, spec, 0, 1, limits.prefetch_bytes).map_err(fault)?))
         }
     }
 }
@@ -85,9 +94,14 @@ pub(crate) fn check_max_length(config: &VlmConfig, max_length: u32) -> Result<()
 }
 
 /// The dataset whose loss is measured at checkpoints, as one pass in manifest order.
-pub(crate) fn open_validation(shards: &str, spec: &BatchSpec) -> Result<Box<dyn BatchSource>, TrainError> {
+pub(crate) fn open_validation(
+    shards: &str,
+    spec: &BatchSpec,
+    limits: Limits,
+) -> Result<Box<dyn BatchSource>, TrainError> {
     let spec = BatchSpec { shuffle: false, global_batch: spec.micro_batch, ..spec.clone() };
-    open_source(&DataPlace::Shards(shards.to_owned()), spec, VALIDATION_PREFETCH_BYTES)
+    let limits = Limits { prefetch_bytes: VALIDATION_PREFETCH_BYTES, ..limits };
+    open_source(&DataPlace::Shards(shards.to_owned()), spec, limits)
 }
 
 /// The next micro-batch, which must be the one at `position`: a stream that skips or repeats is an error.

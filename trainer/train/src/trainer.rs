@@ -86,7 +86,7 @@ impl Trainer {
         check_model(model.config(), processor.summary())?;
         check_max_length(model.config(), recipe.settings().batch.max_length)?;
         let spec = recipe.batch_spec(model.image_tokens() as u32);
-        let mut source = open_source(recipe.data(), spec.clone(), recipe.prefetch_bytes())?;
+        let mut source = open_source(recipe.data(), spec.clone(), recipe.limits())?;
         check_processor(processor.summary(), &source.info().processor)?;
         let steps_per_epoch = source.info().steps_per_epoch(&spec);
         let schedule = recipe.schedule(recipe.total_steps(steps_per_epoch)?)?;
@@ -158,7 +158,7 @@ impl Trainer {
 
     fn validate(&mut self) -> Result<Option<f64>, TrainError> {
         let Some(shards) = &self.recipe.settings().data.validation else { return Ok(None) };
-        let mut source = open_validation(shards, &self.spec)?;
+        let mut source = open_validation(shards, &self.spec, self.recipe.limits())?;
         check_processor(self.processor.summary(), &source.info().processor)?;
         validation_loss(&self.stepper.model, source.as_mut(), &self.spec, &self.stepper.pixels).map(Some)
     }
@@ -290,6 +290,7 @@ fn open_state(
     let Some(folder) = checkpoint else { return Ok(start) };
     let saved = TrainerState::load(folder)?;
     saved.check_belongs_to(&start, folder)?;
+    saved.check_files(folder)?;
     load_moments(optimizer.slots_mut(), folder)?;
     source.seek(&saved.cursor).map_err(TrainError::Seek)?;
     Ok(TrainerState { recipe: start.recipe, ..saved })

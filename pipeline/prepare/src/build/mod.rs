@@ -7,6 +7,8 @@ mod reject;
 mod report;
 mod stages;
 
+use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,7 +16,7 @@ use std::time::Instant;
 
 use vela_processor::{Processor, ProcessorOptions};
 use vela_runtime::{Progress, Shutdown};
-use vela_shard::{BuildFolder, Manifest, ShardEntry, ShardError, ShardSettings, Store, open_store};
+use vela_shard::{BuildFolder, LocalStore, Manifest, ShardEntry, ShardError, ShardSettings, Store, open_store};
 use vela_types::Sample;
 
 pub use config::{BuildConfig, InputConfig};
@@ -27,12 +29,19 @@ use reject::ShardNotes;
 use report::RunFacts;
 use stages::{Process, Stages};
 
+/// Where shards are made that are not kept.
+const SCRATCH_FOLDER: &str = "repair.partial";
 /// Names the build that a folder without a manifest belongs to.
 const BUILD_FILE: &str = "build.json";
 
+/// The folder of a shard set.
+fn output_folder(shards: &str) -> &Path {
+    Path::new(shards.strip_prefix("file://").unwrap_or(shards))
+}
+
 /// Where a shard set keeps a copy of the processor that made it.
 pub(crate) fn processor_folder(shards: &str) -> PathBuf {
-    Path::new(shards.strip_prefix("file://").unwrap_or(shards)).join("processor")
+    output_folder(shards).join("processor")
 }
 
 /// Opens the store that `flag` names.
@@ -189,13 +198,14 @@ fn repair(
     for (spec, entry) in stages.plan.shards.iter().zip(&manifest.shards) {
         let content = store.read(&entry.file)?;
         let is_good = content.is_some_and(|content| *blake3::hash(&content).as_bytes() == entry.checksum.0);
-        // The cause of a reject is found only by processing its shard again.
-        let tells_rejects = rejects_lost && entry.rows < spec.num_records();
-        if is_good && !tells_rejects {
-            kept += 1;
-            stages.progress.inc(spec.num_records());
-        } else {
+        if !is_good {
             notes.append(remake_shard(stages, folder, store, spec, entry)?);
+            continue;
+        }
+        kept += 1;
+        match rejects_lost && entry.rows < spec.num_records() {
+            true => notes.append(find_rejects(stages, folder, store, spec, entry)?),
+            false => stages.progress.inc(spec.num_records()),
         }
     }
     folder.repair_lengths(manifest)?;
@@ -209,6 +219,28 @@ fn repair(
 fn has_rejects(store: &dyn Store, manifest: &Manifest) -> Result<bool, PrepareError> {
     let notes = store.read(REJECTS_FILE)?.and_then(|lines| ShardNotes::from_lines(&lines));
     Ok(notes.is_some_and(|notes| notes.counts() == manifest.rejects))
+}
+
+/// The rejects of a good shard, whose causes are found only by processing its records again: in a folder beside it, so that
+/// a shard that would now come out otherwise (its images changed since) does not replace the good one.
+fn find_rejects(
+    stages: &Stages<'_>,
+    folder: &BuildFolder,
+    store: &dyn Store,
+    spec: &ShardSpec,
+    entry: &ShardEntry,
+) -> Result<ShardNotes, PrepareError> {
+    let scratch = output_folder(&stages.config.output).join(SCRATCH_FOLDER);
+    let clear = || match fs::remove_dir_all(&scratch) {
+        Err(fault) if fault.kind() != ErrorKind::NotFound => Err(PrepareError::io("remove", &scratch)(fault)),
+        _ => Ok(()),
+    };
+    // Left behind by a kill.
+    clear()?;
+    let beside = folder.elsewhere(Arc::new(LocalStore::new(&scratch)));
+    let notes = remake_shard(stages, &beside, store, spec, entry);
+    clear()?;
+    notes
 }
 
 fn remake_shard(
@@ -241,6 +273,35 @@ fn write_file(store: &dyn Store, name: &str, content: &[u8]) -> Result<(), Prepa
 mod tests {
     use super::*;
     use crate::{DemoDataConfig, InputConfig, Source, write_demo_data};
+
+    #[test]
+    fn a_lost_reject_list_costs_no_good_shard() {
+        let root = tempfile::tempdir().expect("temp folder");
+        let demo = DemoDataConfig { num_train: 20, num_heldout: 1, ..DemoDataConfig::new(root.path().join("demo")) };
+        let demo = write_demo_data(&demo).expect("demo data");
+        let processor = load_processor(&demo.processor, &ProcessorOptions::default()).expect("processor");
+        let output = root.path().join("shards");
+        let inputs = vec![InputConfig::new(Source::Llava, &demo.llava)];
+        let config = BuildConfig::new(inputs, &demo.processor, output.to_string_lossy());
+        // Stands for an image that was replaced without a trace between two runs.
+        let build = |refused: char| {
+            let process = |sample: &Sample| {
+                assert!(!sample.id.ends_with(refused), "refused");
+                processor.process(sample, config.max_length)
+            };
+            build_with(&config, &processor, &process, &Progress::hidden(), &Shutdown::new())
+        };
+        build('7').expect("builds");
+        let files = || ["shard-00000.parquet", REJECTS_FILE].map(|name| std::fs::read(output.join(name)).ok());
+        let sound = files();
+        std::fs::remove_file(output.join(REJECTS_FILE)).expect("there");
+        let told = build('6').expect_err("other records").to_string();
+        assert!(told.contains("made again") || told.contains("shard"), "{told}");
+        assert_eq!(files()[0], sound[0], "the good shard is still there");
+        assert_eq!(build('7').expect("as before").samples, 18);
+        assert_eq!(files(), sound);
+        assert!(!output.join(SCRATCH_FOLDER).exists());
+    }
 
     #[test]
     fn a_record_whose_processing_panics_is_a_reject_and_the_build_goes_on() {

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use vela_shard::SCHEMA_VERSION;
 use vela_types::{Fingerprint, ProcessorSummary};
 
-use super::BuildConfig;
+use super::{BuildConfig, output_folder};
 use crate::PrepareError;
 use crate::dialogue::DialogueConfig;
 use crate::sources::{ImageFolder, InputFile, InputSet};
@@ -65,8 +65,9 @@ impl BuildPlan {
     /// Scans the inputs of `config` and divides their records.
     pub fn new(config: &BuildConfig, processor: &ProcessorSummary) -> Result<Self, PrepareError> {
         let (mut files, mut inputs, mut listings) = (Vec::new(), Vec::new(), Vec::new());
+        let output = output_folder(&config.output);
         for input in &config.inputs {
-            let images = Arc::new(ImageFolder::open(input.images.as_deref())?);
+            let images = Arc::new(ImageFolder::open(input.images.as_deref(), Some(output))?);
             let set = InputSet::open(input.source, &input.input, &images)?;
             let listed: Vec<Value> = set.files.iter().map(|file| json!([file.name, file.bytes, file.hash])).collect();
             inputs.push(json!({ "source": input.source, "dialogue": input.dialogue, "files": listed }));

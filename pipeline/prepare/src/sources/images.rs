@@ -55,11 +55,12 @@ pub struct ImageFolder {
 }
 
 impl ImageFolder {
-    /// Lists `root` and every folder below it.
-    pub fn open(root: Option<&Path>) -> Result<Self, PrepareError> {
+    /// Lists `root` and every folder below it but `output`, which a build is about to fill.
+    pub fn open(root: Option<&Path>, output: Option<&Path>) -> Result<Self, PrepareError> {
         let (mut files, mut root_parts) = (Vec::new(), Vec::new());
         if let Some(root) = root {
-            list(root, "", &mut files)?;
+            let mut above: Vec<PathBuf> = output.and_then(|path| path.canonicalize().ok()).into_iter().collect();
+            list(root, "", &mut above, &mut files)?;
             files.sort_unstable_by(|left, right| left.0.cmp(&right.0));
             let paths = [std::path::absolute(root), root.canonicalize()].into_iter().flatten();
             root_parts.extend(paths.filter_map(|path| {
@@ -208,20 +209,32 @@ fn percent_decoded(text: &str) -> String {
     String::from_utf8(out).unwrap_or_else(|_| text.to_owned())
 }
 
-/// Adds the files below `root/prefix`; names use `/` on every system.
-fn list(root: &Path, prefix: &str, files: &mut Vec<(String, Stamp)>) -> Result<(), PrepareError> {
+/// Adds the files below `root/prefix`; names use `/` on every system. A folder among those `above` is not entered (again):
+/// links may lead in circles.
+fn list(
+    root: &Path,
+    prefix: &str,
+    above: &mut Vec<PathBuf>,
+    files: &mut Vec<(String, Stamp)>,
+) -> Result<(), PrepareError> {
     let folder = root.join(prefix);
+    let resolved = folder.canonicalize().map_err(PrepareError::io("list", &folder))?;
+    if above.contains(&resolved) {
+        return Ok(());
+    }
+    above.push(resolved);
     for entry in fs::read_dir(&folder).map_err(PrepareError::io("list", &folder))? {
         let entry = entry.map_err(PrepareError::io("list", &folder))?;
         let base = entry.file_name().to_string_lossy().into_owned();
         let name = if prefix.is_empty() { base } else { format!("{prefix}/{base}") };
         // Follows links, as datasets are often laid out by them; a dangling one is no file.
         match fs::metadata(entry.path()) {
-            Ok(data) if data.is_dir() => list(root, &name, files)?,
+            Ok(data) if data.is_dir() => list(root, &name, above, files)?,
             Ok(data) if data.is_file() => files.push((name, Stamp::from(&data))),
             _ => {}
         }
     }
+    above.pop();
     Ok(())
 }
 
@@ -236,7 +249,7 @@ mod tests {
             fs::create_dir_all(path.parent().expect("below root")).expect("folder");
             fs::write(path, b"x").expect("file");
         }
-        let images = ImageFolder::open(Some(root.path())).expect("listing");
+        let images = ImageFolder::open(Some(root.path()), None).expect("listing");
         (root, images)
     }
 
@@ -258,7 +271,7 @@ mod tests {
     #[test]
     fn an_url_without_a_local_file_names_the_remedy() {
         let (_root, images) = folder(&["a.jpg"]);
-        for images in [&images, &ImageFolder::open(None).expect("no folder")] {
+        for images in [&images, &ImageFolder::open(None, None).expect("no folder")] {
             let fault = images.resolve("https://host/b.jpg", Path::new(".")).expect_err("absent");
             assert_eq!(fault.cause, "missing_image");
             assert!(fault.detail.contains("--images"), "{}", fault.detail);
@@ -267,15 +280,28 @@ mod tests {
 
     #[test]
     fn without_a_folder_names_are_relative_to_the_data_file() {
-        let images = ImageFolder::open(None).expect("no folder");
+        let images = ImageFolder::open(None, None).expect("no folder");
         let image = images.resolve("00453/1.jpg", Path::new("/data/llava")).expect("a path");
         assert_eq!(image, ImageRef::Path("/data/llava/00453/1.jpg".into()));
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn links_in_circles_and_the_output_are_not_listed() {
+        let (root, images) = folder(&["a/1.jpg", "shards/2.jpg"]);
+        for link in ["a/up", "a/again"] {
+            std::os::unix::fs::symlink(root.path(), root.path().join(link)).expect("link");
+        }
+        let without = ImageFolder::open(Some(root.path()), Some(&root.path().join("shards"))).expect("listing");
+        assert_eq!(without.by_base_name.keys().collect::<Vec<_>>(), ["1.jpg"]);
+        let all = ImageFolder::open(Some(root.path()), None).expect("listing");
+        assert_eq!((all.by_base_name["1.jpg"].len(), all.fingerprint()), (1, images.fingerprint()));
     }
 
     #[test]
     fn names_that_leave_the_folder_are_faults_and_those_of_another_machine_are_mapped() {
         let (root, images) = folder(&["in/a/1.jpg"]);
-        let inside = ImageFolder::open(Some(&root.path().join("in"))).expect("listing");
+        let inside = ImageFolder::open(Some(&root.path().join("in")), None).expect("listing");
         fs::write(root.path().join("1.jpg"), b"x").expect("file");
         let absolute = |name: &str| root.path().join(name).to_string_lossy().into_owned();
         let cause = |name: &str| inside.resolve(name, Path::new(".")).expect_err(name).cause;
@@ -294,6 +320,6 @@ mod tests {
     fn the_listing_hash_sees_added_files() {
         let (root, images) = folder(&["a.jpg"]);
         fs::write(root.path().join("b.jpg"), b"y").expect("file");
-        assert_ne!(ImageFolder::open(Some(root.path())).expect("listing").fingerprint(), images.fingerprint());
+        assert_ne!(ImageFolder::open(Some(root.path()), None).expect("listing").fingerprint(), images.fingerprint());
     }
 }

@@ -305,7 +305,7 @@ mod tests {
         let folder = tempfile::tempdir().expect("temp folder");
         let path = folder.path().join(name);
         std::fs::write(&path, content).expect("file");
-        let images = Arc::new(ImageFolder::open(None)?);
+        let images = Arc::new(ImageFolder::open(None, None)?);
         let file = LlavaFile::open(&path, "set".into(), images)?;
         let mut entries = Vec::new();
         file.read(0..file.num_records(), &mut |entry| {
@@ -435,7 +435,7 @@ mod tests {
             let lines: Vec<String> = (0..700).map(|at| record(&format!("\"id\":{at},"), "Hi?")).collect();
             let path = folder.path().join(name);
             std::fs::write(&path, format!("{open}{}{close}", lines.join(between))).expect("file");
-            let images = Arc::new(ImageFolder::open(None).expect("no folder"));
+            let images = Arc::new(ImageFolder::open(None, None).expect("no folder"));
             let file = LlavaFile::open(&path, "set".into(), images).expect("scans");
             let mut ids = Vec::new();
             let mut collect = |entry: Entry| {

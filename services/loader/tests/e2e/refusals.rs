@@ -73,7 +73,7 @@ fn a_micro_batch_beyond_the_byte_limit_is_refused_at_every_entrance_before_it_is
     let by_get = runtime.block_on(calls::get_batch(&loader.url(), &huge)).expect_err("refused");
     for error in [by_describe, by_stream.into(), by_get.into()] {
         assert_eq!(error.kind, ErrorKind::InvalidRequest, "{error}");
-        let named = ["1048576 rows", "268435456", "`max_batch_bytes`"];
+        let named = ["1048576 rows", "268435456", "--max-batch-bytes"];
         assert!(named.iter().all(|name| error.message.contains(name)), "{error}");
     }
     good.next_batch().expect("the loader serves on");

@@ -36,6 +36,9 @@ pub(super) fn is_available() -> bool {
 /// `(a.rows - 1) * dst_stride + b.cols` values.
 #[target_feature(enable = "avx512f")]
 pub(super) unsafe fn product(dst: *mut f32, dst_stride: usize, a: Mat<'_>, b: Mat<'_>, accumulate: bool) {
+    if a.rows == 0 {
+        return;
+    }
     PANEL.with_borrow_mut(|panel| {
         for first in (0..a.cols).step_by(INNER) {
             let depth = INNER.min(a.cols - first);
@@ -203,8 +206,9 @@ impl Block {
                         *sum = _mm512_fmadd_ps(a, b, *sum);
                     }
                 }
-                a = a.add(col_stride);
-                panel = panel.add(N * LANES);
+                // After the last term they may stand beyond their slices; they are not read there.
+                a = a.wrapping_add(col_stride);
+                panel = panel.wrapping_add(N * LANES);
             }
             for (m, sums) in sums.iter().enumerate() {
                 let dst = self.dst.add((row + m) * self.dst_stride);

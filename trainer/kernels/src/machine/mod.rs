@@ -10,6 +10,8 @@
 
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(test)]
+mod tests;
 
 use gemm::Parallelism;
 use rayon::prelude::*;
@@ -73,6 +75,15 @@ unsafe fn product_at(dst: *mut f32, dst_stride: usize, a: Mat<'_>, b: Mat<'_>, a
         // SAFETY: the processor was just asked; factors were checked at construction, the caller vouches for `dst`.
         return unsafe { avx512::product(dst, dst_stride, a, b, accumulate) };
     }
+    // SAFETY: as this function's own.
+    unsafe { portable_product_at(dst, dst_stride, a, b, accumulate) }
+}
+
+/// [`product_at`] by the `gemm` crate, for every processor.
+///
+/// # Safety
+/// As for [`product_at`]; the inner dimensions agree.
+unsafe fn portable_product_at(dst: *mut f32, dst_stride: usize, a: Mat<'_>, b: Mat<'_>, accumulate: bool) {
     // SAFETY: `a` and `b` were checked against their slices at construction (a transpose spans the same elements), the
     // caller vouches for `dst`; strides fit isize because slices do.
     unsafe {
@@ -233,10 +244,13 @@ pub fn keep_freed_memory() {
         unsafe extern "C" {
             fn mallopt(parameter: i32, value: i32) -> i32;
         }
-        // SAFETY: glibc declares `int mallopt(int, int)`; it takes the allocator's lock. A refused value changes nothing.
+        // SAFETY: glibc declares `int mallopt(int, int)`; it takes the allocator's lock and refuses a value by returning 0.
         unsafe {
-            mallopt(M_MMAP_THRESHOLD, 1 << 30);
-            mallopt(M_TRIM_THRESHOLD, i32::MAX);
+            // Older versions take no more than 32 MiB. Where none is taken, a trim threshold of our own would only freeze
+            // the mapping threshold at its small start.
+            if mallopt(M_MMAP_THRESHOLD, 1 << 30) == 1 || mallopt(M_MMAP_THRESHOLD, 32 << 20) == 1 {
+                mallopt(M_TRIM_THRESHOLD, i32::MAX);
+            }
         }
     }
 }

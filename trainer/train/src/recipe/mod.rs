@@ -4,6 +4,7 @@ mod raw;
 
 use std::path::{Path, PathBuf};
 
+use vela_dataset::DEFAULT_MAX_BATCH_BYTES;
 use vela_runtime::{ByteSize, load_config};
 use vela_types::BatchSpec;
 
@@ -12,6 +13,7 @@ pub use raw::{
     RawSchedule,
 };
 
+use crate::data::Limits;
 use crate::error::TrainError;
 use crate::groups::{Component, TrainType};
 use crate::schedule::Schedule;
@@ -26,7 +28,7 @@ pub struct Recipe {
     seed: u64,
     length: RunLength,
     data: DataPlace,
-    prefetch_bytes: usize,
+    limits: Limits,
     shuffle: bool,
     weights: WeightOrigin,
     processor: PathBuf,
@@ -104,7 +106,10 @@ impl Recipe {
             seed: raw.run.seed,
             length: check_length(&raw.run)?,
             data: check_data(&raw.data)?,
-            prefetch_bytes: raw.data.prefetch.unwrap_or(DEFAULT_PREFETCH).0 as usize,
+            limits: Limits {
+                prefetch_bytes: raw.data.prefetch.unwrap_or(DEFAULT_PREFETCH).0 as usize,
+                max_batch_bytes: raw.data.max_batch_bytes.map_or(DEFAULT_MAX_BATCH_BYTES, |limit| limit.0),
+            },
             shuffle: raw.data.shuffle.unwrap_or(true),
             processor: check_processor(&raw.model, &weights)?,
             weights,
@@ -118,7 +123,8 @@ impl Recipe {
     /// The recipe as a file's fields, defaults filled in; [`Recipe::check`] of it gives an equal recipe.
     pub fn resolved(&self) -> RawRecipe {
         let mut raw = self.raw.clone();
-        raw.data.prefetch = Some(ByteSize(self.prefetch_bytes as u64));
+        raw.data.prefetch = Some(ByteSize(self.limits.prefetch_bytes as u64));
+        raw.data.max_batch_bytes = Some(ByteSize(self.limits.max_batch_bytes));
         raw.data.shuffle = Some(self.shuffle);
         raw.model.processor = Some(self.processor.display().to_string());
         raw.batch.micro = Some(self.micro);
@@ -155,8 +161,8 @@ impl Recipe {
         &self.data
     }
 
-    pub(crate) fn prefetch_bytes(&self) -> usize {
-        self.prefetch_bytes
+    pub(crate) fn limits(&self) -> Limits {
+        self.limits
     }
 
     pub(crate) fn weights(&self) -> &WeightOrigin {
@@ -222,6 +228,9 @@ fn check_length(run: &RawRun) -> Result<RunLength, TrainError> {
 fn check_data(data: &RawData) -> Result<DataPlace, TrainError> {
     if data.prefetch.is_some_and(|prefetch| prefetch.0 == 0) {
         return refuse("data.prefetch", "a positive size such as `64MiB`", 0);
+    }
+    if data.max_batch_bytes.is_some_and(|limit| limit.0 == 0) {
+        return refuse("data.max_batch_bytes", "a positive size such as `512MiB`", 0);
     }
     let in_process = one_of("data.shards, data.loader", data.shards.as_ref(), data.loader.as_ref())?;
     let place = if in_process { data.shards.clone() } else { data.loader.clone() }.unwrap_or_default();

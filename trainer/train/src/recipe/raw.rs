@@ -63,6 +63,9 @@ pub struct RawData {
     /// Batches held ready, in bytes; 64MiB if absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prefetch: Option<ByteSize>,
+    /// Largest micro-batch made in this process, in bytes; 512MiB if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_batch_bytes: Option<ByteSize>,
     /// False reads the data in the manifest's order; true if absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub shuffle: Option<bool>,

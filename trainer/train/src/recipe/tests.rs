@@ -25,7 +25,7 @@ fn check(sets: &[&str]) -> Result<Recipe, TrainError> {
 #[test]
 fn defaults_are_those_of_the_documentation() {
     let recipe = check(&[]).expect("a right recipe");
-    assert_eq!((recipe.micro, recipe.prefetch_bytes, recipe.shuffle), (8, 64 << 20, true));
+    assert_eq!((recipe.micro, recipe.limits.prefetch_bytes, recipe.shuffle), (8, 64 << 20, true));
     assert_eq!(recipe.processor, Path::new("base"));
     assert_eq!(
         recipe.raw.optimizer,

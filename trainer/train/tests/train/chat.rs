@@ -86,7 +86,8 @@ fn a_question_that_is_none_is_refused() {
             trainer().args(["chat", "--question", question, "--model"]).arg(&checkpoint).output().expect("run");
         (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
     };
-    for (question, part) in [("", "some text"), ("<image>\nw9", "1 marks and 0 images")] {
+    let long = "w9 ".repeat(1000);
+    for (question, part) in [("", "some text"), ("<image>\nw9", "1 marks and 0 images"), (&long, "positions")] {
         let (code, told) = ask(question);
         assert!(code == Some(2) && told.contains(part), "{question}: {code:?} {told}");
     }

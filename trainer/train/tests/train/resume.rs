@@ -118,3 +118,21 @@ fn a_checkpoint_with_damaged_moments_is_refused_by_name() {
     let told = stage.train(&["run.max_steps=8"], &Resume::Auto).expect_err("cut").to_string();
     assert!(told.contains("optimizer.safetensors") && told.contains("step-5"), "{told}");
 }
+
+#[test]
+fn one_flipped_bit_of_a_checkpoint_is_refused_by_the_files_name() {
+    let stage = Stage::new("freeze_vision_and_llm");
+    let checkpoint = stage.train(&["run.max_steps=5"], &Resume::Fresh).expect("a run").checkpoint.expect("one");
+    for name in ["optimizer.safetensors", "model.safetensors", "tokenizer.json"] {
+        let path = checkpoint.join(name);
+        let sound = fs::read(&path).expect("there");
+        let mut flipped = sound.clone();
+        let last = flipped.len() - 3;
+        flipped[last] ^= 4;
+        fs::write(&path, &flipped).expect("written");
+        let told = stage.train(&["run.max_steps=8"], &Resume::Auto).expect_err(name).to_string();
+        assert!(told.contains(name) && told.contains("step-5"), "{told}");
+        fs::write(&path, &sound).expect("written");
+    }
+    assert_eq!(stage.train(&["run.max_steps=8"], &Resume::Auto).expect("sound again").steps, 8);
+}
