@@ -78,7 +78,8 @@ impl BuildReport {
         let rejected: u64 = self.rejected.values().sum();
         if rejected > 0 {
             let causes: Vec<String> = self.rejected.iter().map(|(cause, count)| format!("{count} {cause}")).collect();
-            writeln!(text, "{rejected} rejected ({}): {output}/{REJECTS_FILE}", causes.join(", "))
+            let list = super::output_folder(output).join(REJECTS_FILE);
+            writeln!(text, "{rejected} rejected ({}): {}", causes.join(", "), list.display())
                 .expect("a String takes text");
         }
         if self.dropped_turns > 0 {

@@ -38,7 +38,7 @@ impl InputSet {
         let mut paths = Vec::new();
         let data = fs::metadata(input).map_err(PrepareError::io("read", input))?;
         match data.is_dir() {
-            true => find(input, endings, &mut paths)?,
+            true => find(input, endings, &mut Vec::new(), &mut paths)?,
             false => paths.push(input.to_owned()),
         }
         paths.sort();
@@ -90,15 +90,44 @@ fn hash_file(path: &Path) -> Result<(u64, Fingerprint), PrepareError> {
     Ok((hasher.count(), Fingerprint(*hasher.finalize().as_bytes())))
 }
 
-fn find(folder: &Path, endings: &[&str], paths: &mut Vec<PathBuf>) -> Result<(), PrepareError> {
+/// Adds the files below `folder` with one of `endings`; a folder among those `above` is not entered again, since links
+/// may lead in circles.
+fn find(
+    folder: &Path,
+    endings: &[&str],
+    above: &mut Vec<PathBuf>,
+    paths: &mut Vec<PathBuf>,
+) -> Result<(), PrepareError> {
+    let resolved = folder.canonicalize().map_err(PrepareError::io("list", folder))?;
+    if above.contains(&resolved) {
+        return Ok(());
+    }
+    above.push(resolved);
     for entry in fs::read_dir(folder).map_err(PrepareError::io("list", folder))? {
         let path = entry.map_err(PrepareError::io("list", folder))?.path();
         let ending = path.extension().map(|ending| ending.to_string_lossy().to_ascii_lowercase());
         if path.is_dir() {
-            find(&path, endings, paths)?;
+            find(&path, endings, above, paths)?;
         } else if ending.is_some_and(|ending| endings.contains(&ending.as_str())) {
             paths.push(path);
         }
     }
+    above.pop();
     Ok(())
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn links_in_circles_are_followed_once() {
+        let root = tempfile::tempdir().expect("temp folder");
+        fs::write(root.path().join("a.json"), "[]").expect("written");
+        std::os::unix::fs::symlink(root.path(), root.path().join("again")).expect("link");
+        std::os::unix::fs::symlink(root.path(), root.path().join("and-again")).expect("link");
+        let mut paths = Vec::new();
+        find(root.path(), &["json"], &mut Vec::new(), &mut paths).expect("listed");
+        assert_eq!(paths, [root.path().join("a.json")]);
+    }
 }
