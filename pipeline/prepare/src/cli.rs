@@ -3,13 +3,13 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use vela_processor::ImageMode;
+use vela_processor::{ImageCheck, ImageMode};
 use vela_runtime::clap::{self, Args, Parser, Subcommand, ValueEnum};
 use vela_runtime::{ByteSize, CommandError, ExitStatus, Outcome, Progress, Shutdown, run_command};
 
 use crate::{
-    BuildConfig, DemoDataConfig, DialogueConfig, DialogueMode, InputConfig, PrepareError, PreviewConfig, QuestionKind,
-    Source, build_shards, write_demo_data, write_preview,
+    AuditConfig, BuildConfig, DemoDataConfig, DialogueConfig, DialogueMode, InputConfig, PrepareError, PreviewConfig,
+    QuestionKind, Source, audit, build_shards, write_demo_data, write_preview,
 };
 
 /// Raw image-text data sets to shards that a trainer reads.
@@ -26,6 +26,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     BuildShards(BuildArgs),
+    Audit(AuditArgs),
     Preview(PreviewArgs),
     DemoData(DemoArgs),
 }
@@ -92,6 +93,40 @@ enum ImageModeFlag {
     Pillow,
 }
 
+/// Looks at every record and image before anything is built: what would be rejected, by cause. Needs no processor.
+#[derive(Args)]
+#[command(after_help = "Examples:
+  pipeline audit --source llava --input chat.json --images images
+  pipeline audit --source sa1b --input data --images sa1b --decode --rejects rejects.jsonl
+
+Exit code: 0 done, 2 wrong use, 3 more rejects than --max-reject, 1 anything else.")]
+struct AuditArgs {
+    /// Raw format.
+    #[arg(long)]
+    source: Source,
+    /// Raw file, or a folder of them.
+    #[arg(long)]
+    input: PathBuf,
+    /// Folder with the images; URLs and relative names are mapped into it.
+    #[arg(long)]
+    images: Option<PathBuf>,
+    /// Read every pixel, not the headers alone.
+    #[arg(long)]
+    decode: bool,
+    /// File for the list of rejects, one JSON object per line.
+    #[arg(long)]
+    rejects: Option<PathBuf>,
+    /// Threads [default: all cores].
+    #[arg(long)]
+    workers: Option<usize>,
+    /// Read only the first records.
+    #[arg(long)]
+    limit: Option<u64>,
+    /// Accepted share of rejected records.
+    #[arg(long, default_value_t = 0.05)]
+    max_reject: f64,
+}
+
 /// One HTML page of what the model will see: images, dialogues, tokens coloured by label.
 #[derive(Args)]
 #[command(after_help = "Example:
@@ -144,6 +179,7 @@ pub fn run() -> ExitCode {
     let Cli { command, json } = Cli::parse();
     run_command(json, |shutdown| match command {
         Command::BuildShards(args) => build(args, shutdown),
+        Command::Audit(args) => audit_input(args, shutdown),
         Command::Preview(args) => preview(args),
         Command::DemoData(args) => demo_data(args),
     })
@@ -200,6 +236,26 @@ fn build(args: BuildArgs, shutdown: &Shutdown) -> Result<Outcome, CommandError> 
         config.max_reject
     ));
     Ok(Outcome::done(&report, text)?.with_status(ExitStatus::Quality))
+}
+
+fn audit_input(args: AuditArgs, shutdown: &Shutdown) -> Result<Outcome, CommandError> {
+    let input = InputConfig { images: args.images, ..InputConfig::new(args.source, args.input) };
+    let defaults = AuditConfig::new(input);
+    let config = AuditConfig {
+        images: if args.decode { ImageCheck::Pixels } else { ImageCheck::Header },
+        workers: args.workers.unwrap_or(defaults.workers),
+        limit: args.limit,
+        rejects: args.rejects,
+        max_reject: args.max_reject,
+        ..defaults
+    };
+    let report = audit(&config, &Progress::new("records", None), shutdown).map_err(command_error)?;
+    let status = match (report.interrupted, report.reject_rate() <= config.max_reject) {
+        (true, _) => ExitStatus::Failure,
+        (false, true) => ExitStatus::Done,
+        (false, false) => ExitStatus::Quality,
+    };
+    Ok(Outcome::done(&report, report.to_text())?.with_status(status))
 }
 
 fn preview(args: PreviewArgs) -> Result<Outcome, CommandError> {

@@ -5,6 +5,7 @@
 //! rule is counted under a named cause, a file that is broken as a whole stops the run. Pixels and tokens are
 //! `vela-processor`'s, the layout on disk is `vela-shard`'s.
 
+mod audit;
 mod build;
 pub mod cli;
 mod demo;
@@ -14,6 +15,7 @@ mod preview;
 pub mod python_literal;
 mod sources;
 
+pub use audit::{AuditConfig, AuditReport, audit};
 pub use build::{
     BuildConfig, BuildPlan, BuildReport, InputConfig, PlannedFile, REJECTS_FILE, RecordRange, Reject, ShardSpec,
     build_shards,

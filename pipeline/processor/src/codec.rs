@@ -3,7 +3,7 @@
 use image::codecs::png::{CompressionType, FilterType, PngEncoder};
 use image::{ExtendedColorType, ImageEncoder};
 
-pub use crate::pixels::{MAX_PIXELS, RgbImage, decode_rgb};
+pub use crate::pixels::{MAX_PIXELS, RgbImage, check_header, decode_rgb};
 
 /// Encodes RGB rows (`height * width * 3` bytes) as an 8-bit PNG.
 ///

@@ -17,6 +17,6 @@ mod tokenizer;
 mod train;
 
 pub use error::ProcessorError;
-pub use processor::{ImageMode, Processed, Processor, ProcessorOptions, Rendered, Tokens};
+pub use processor::{ImageCheck, ImageMode, Processed, Processor, ProcessorOptions, Rendered, Tokens, check_image};
 pub use template::TemplateDate;
 pub use train::train_tokenizer;

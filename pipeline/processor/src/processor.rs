@@ -256,6 +256,27 @@ impl Processor {
     }
 }
 
+/// How much of an image [`check_image`] looks at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ImageCheck {
+    /// The file, its format and its extent.
+    Header,
+    /// Every pixel.
+    Pixels,
+}
+
+/// Finds what would keep an image from being read, without a processor.
+///
+/// # Errors
+/// The image variants of [`ProcessorError`], the same as [`Processor::load_image`] gives.
+pub fn check_image(image: &ImageRef, depth: ImageCheck) -> Result<(), ProcessorError> {
+    let encoded = read_image(image)?;
+    match depth {
+        ImageCheck::Header => pixels::check_header(&encoded, image.name()),
+        ImageCheck::Pixels => pixels::decode_rgb(&encoded, image.name()).map(drop),
+    }
+}
+
 fn read_image(image: &ImageRef) -> Result<Bytes, ProcessorError> {
     let name = image.name().to_owned();
     match image {

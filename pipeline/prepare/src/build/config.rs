@@ -29,6 +29,29 @@ impl InputConfig {
     }
 }
 
+impl InputConfig {
+    /// Refuses places that are not there.
+    pub(crate) fn check(&self) -> Result<(), PrepareError> {
+        match &self.images {
+            Some(images) if !images.is_dir() => wrong("--images", "a folder", images.display().to_string()),
+            _ if !self.input.exists() => wrong("--input", "a file or folder", self.input.display().to_string()),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn wrong<T>(flag: &'static str, expected: &str, found: String) -> Result<T, PrepareError> {
+    Err(PrepareError::Flag { flag, expected: expected.to_owned(), found })
+}
+
+/// `--max-reject`.
+pub(crate) fn check_share(max_reject: f64) -> Result<(), PrepareError> {
+    match (0.0..=1.0).contains(&max_reject) {
+        true => Ok(()),
+        false => wrong("--max-reject", "a share from 0 to 1", max_reject.to_string()),
+    }
+}
+
 /// A build, checked by [`build_shards`](crate::build_shards) before it starts.
 #[derive(Clone, Debug, PartialEq)]
 pub struct BuildConfig {
@@ -72,23 +95,15 @@ impl BuildConfig {
     }
 
     pub(super) fn check(&self) -> Result<(), PrepareError> {
-        let wrong = |flag, expected: &str, found: String| {
-            Err(PrepareError::Flag { flag, expected: expected.to_owned(), found })
-        };
         if self.inputs.is_empty() {
             return wrong("--input", "at least one input", "none".to_owned());
         }
         for input in &self.inputs {
+            input.check()?;
             if input.source.has_captions() == (input.dialogue.mode == DialogueMode::Keep) {
                 let expected = if input.source.has_captions() { "`caption` or `rules`" } else { "`keep`" };
                 let expected = format!("{expected} with `--source {}`", input.source.as_str());
                 return wrong("--dialogue", &expected, format!("{:?}", input.dialogue.mode).to_lowercase());
-            }
-            if let Some(images) = input.images.as_ref().filter(|images| !images.is_dir()) {
-                return wrong("--images", "a folder", images.display().to_string());
-            }
-            if !input.input.exists() {
-                return wrong("--input", "a file or folder", input.input.display().to_string());
             }
         }
         match self {
@@ -96,10 +111,7 @@ impl BuildConfig {
             Self { limit: Some(0), .. } => wrong("--limit", "at least 1", "0".to_owned()),
             Self { shard_size_bytes: 0, .. } => wrong("--shard-size", "at least 1B", "0".to_owned()),
             Self { max_length: 0, .. } => wrong("--max-length", "at least 1", "0".to_owned()),
-            _ if !(0.0..=1.0).contains(&self.max_reject) => {
-                wrong("--max-reject", "a share from 0 to 1", self.max_reject.to_string())
-            }
-            _ => Ok(()),
+            _ => check_share(self.max_reject),
         }
     }
 }

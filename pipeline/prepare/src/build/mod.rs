@@ -19,6 +19,7 @@ use vela_runtime::{Progress, Shutdown};
 use vela_shard::{BuildFolder, LocalStore, Manifest, ShardEntry, ShardError, ShardSettings, Store, open_store};
 use vela_types::Sample;
 
+pub(crate) use config::check_share;
 pub use config::{BuildConfig, InputConfig};
 pub use plan::{BuildPlan, PlannedFile, RecordRange, ShardSpec};
 pub use reject::{REJECTS_FILE, Reject};
@@ -27,6 +28,7 @@ pub use report::BuildReport;
 use crate::PrepareError;
 use reject::ShardNotes;
 use report::RunFacts;
+pub(crate) use stages::processor_text;
 use stages::{Process, Stages};
 
 /// Where shards are made that are not kept.

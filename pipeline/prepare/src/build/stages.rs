@@ -226,7 +226,7 @@ fn panic_fault(panic: &(dyn Any + Send)) -> Fault {
 }
 
 /// What a processor says of a record; the first bytes of a file that is no image as text where they are text.
-fn processor_text(fault: &ProcessorError) -> String {
+pub(crate) fn processor_text(fault: &ProcessorError) -> String {
     match fault {
         ProcessorError::UnknownImageFormat { name, head } => {
             let head = head.escape_ascii();

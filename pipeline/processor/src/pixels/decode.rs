@@ -37,6 +37,17 @@ pub fn decode_rgb(bytes: &[u8], name: &str) -> Result<RgbImage, ProcessorError> 
     Ok(orientation::apply(image, orientation))
 }
 
+/// Reads the header alone: finds what [`decode_rgb`] refuses before the first pixel, not a file that breaks off later.
+///
+/// # Errors
+/// The image variants of [`ProcessorError`].
+pub fn check_header(bytes: &[u8], name: &str) -> Result<(), ProcessorError> {
+    match Format::sniff(bytes).ok_or_else(|| unknown_format(bytes, name))? {
+        Format::Jpeg => jpeg::check_header(bytes, MAX_PIXELS).map_err(|fault| jpeg_error(fault, name)),
+        Format::Raster(format) => raster::check_header(bytes, format, name),
+    }
+}
+
 enum Format {
     Jpeg,
     Raster(image::ImageFormat),

@@ -37,12 +37,24 @@ struct LibraryError(String);
 
 /// Decodes a JPEG of at most `max_pixels` pixels.
 pub(super) fn decode(bytes: &[u8], max_pixels: u64) -> Result<Samples, Fault> {
-    catch_unwind(AssertUnwindSafe(|| Decompress::new(bytes).run(max_pixels))).unwrap_or_else(|payload| {
-        match payload.downcast::<LibraryError>() {
-            Ok(error) if error.0.contains("precision") => Err(Fault::Unsupported(error.0)),
-            Ok(error) => Err(Fault::Damaged(error.0)),
-            Err(other) => resume_unwind(other),
-        }
+    caught(|| Decompress::new(bytes).run(max_pixels))
+}
+
+/// Reads the header alone: what [`decode`] refuses before the first pixel.
+pub(super) fn check_header(bytes: &[u8], max_pixels: u64) -> Result<(), Fault> {
+    caught(|| {
+        let mut decompress = Decompress::new(bytes);
+        decompress.read_header(max_pixels)?;
+        decompress.choose_output().map(drop)
+    })
+}
+
+/// The library tells an error by a panic.
+fn caught<T>(body: impl FnOnce() -> Result<T, Fault>) -> Result<T, Fault> {
+    catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|payload| match payload.downcast::<LibraryError>() {
+        Ok(error) if error.0.contains("precision") => Err(Fault::Unsupported(error.0)),
+        Ok(error) => Err(Fault::Damaged(error.0)),
+        Err(other) => resume_unwind(other),
     })
 }
 
@@ -88,7 +100,8 @@ impl<'a> Decompress<'a> {
         Self { info, _errors: errors, source, bytes }
     }
 
-    fn run(mut self, max_pixels: u64) -> Result<Samples, Fault> {
+    /// Columns and rows that the header tells.
+    fn read_header(&mut self, max_pixels: u64) -> Result<(u32, u32), Fault> {
         debug_assert_eq!(self.source.bytes_in_buffer, self.bytes.len());
         // SAFETY: created by `new`, with a source over `self.bytes`, which are borrowed for the life of `self`.
         if unsafe { ffi::jpeg_read_header(&mut self.info, 1) } != HEADER_OK {
@@ -98,6 +111,11 @@ impl<'a> Decompress<'a> {
         if u64::from(width) * u64::from(height) > max_pixels {
             return Err(Fault::TooLarge { width, height });
         }
+        Ok((width, height))
+    }
+
+    fn run(mut self, max_pixels: u64) -> Result<Samples, Fault> {
+        let (width, height) = self.read_header(max_pixels)?;
         let channels = self.choose_output()?;
         // SAFETY: the header is read and every decompression setting is one of the library's own values.
         if unsafe { ffi::jpeg_start_decompress(&mut self.info) } == 0 {

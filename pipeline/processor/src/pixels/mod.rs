@@ -15,6 +15,6 @@ mod resample_avx2;
 mod transform;
 
 pub(crate) use config::{PREPROCESSOR_FILE, PreprocessorConfig};
-pub use decode::{MAX_PIXELS, RgbImage, decode_rgb};
+pub use decode::{MAX_PIXELS, RgbImage, check_header, decode_rgb};
 pub(crate) use jpeg::encode as encode_jpeg;
 pub(crate) use transform::to_tensor;

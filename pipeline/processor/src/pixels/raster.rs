@@ -12,18 +12,29 @@ use super::{MAX_PIXELS, RgbImage, convert, orientation};
 /// The picture as RGB, not yet upright, and the orientation (1-8) its metadata tells.
 pub(super) fn decode(bytes: &[u8], format: ImageFormat, name: &str) -> Result<(RgbImage, u8), ProcessorError> {
     let fault = |error: ImageError| to_error(error, name);
-    let reader = ImageReader::with_format(Cursor::new(bytes), format);
-    let mut decoder = unlimited(reader).into_decoder().map_err(fault)?;
+    let mut decoder = open(bytes, format, name)?;
     let (width, height) = decoder.dimensions();
-    if u64::from(width) * u64::from(height) > MAX_PIXELS {
-        return Err(ProcessorError::ImageTooLarge { name: name.to_owned(), width, height, limit: MAX_PIXELS });
-    }
     let orientation = read_orientation(&mut decoder, bytes, format);
     let color = decoder.color_type();
     let mut samples = vec![0; decoder.total_bytes() as usize];
     decoder.read_image(&mut samples).map_err(fault)?;
     let data = to_rgb(&samples, color, is_gray_png(bytes, format), name)?;
     Ok((RgbImage { width, height, data }, orientation))
+}
+
+/// Reads the header alone: what [`decode`] refuses before the first pixel.
+pub(super) fn check_header(bytes: &[u8], format: ImageFormat, name: &str) -> Result<(), ProcessorError> {
+    open(bytes, format, name).map(drop)
+}
+
+fn open<'a>(bytes: &'a [u8], format: ImageFormat, name: &str) -> Result<impl ImageDecoder + use<'a>, ProcessorError> {
+    let reader = ImageReader::with_format(Cursor::new(bytes), format);
+    let decoder = unlimited(reader).into_decoder().map_err(|error| to_error(error, name))?;
+    let (width, height) = decoder.dimensions();
+    match u64::from(width) * u64::from(height) > MAX_PIXELS {
+        true => Err(ProcessorError::ImageTooLarge { name: name.to_owned(), width, height, limit: MAX_PIXELS }),
+        false => Ok(decoder),
+    }
 }
 
 /// The pixel limit is ours; the library's own byte limit would be a second, unstated one.
