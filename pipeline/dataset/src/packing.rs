@@ -67,10 +67,10 @@ impl PackLimits {
             return Err(DatasetError::Unpackable { place: first + at as u64, tokens, images, limits: *self });
         }
         let mut rows: Vec<Vec<u64>> = Vec::new();
-        let mut room = Room::new(items.len());
+        let mut room = Room::new(items.len(), PackItem { tokens: self.tokens, images: self.images });
         for at in longest_first(items) {
             let row = room.first_fit(items[at]).expect("there are as many empty rows as samples");
-            room.take(row, items[at], *self, rows.len());
+            room.take(row, items[at]);
             if row == rows.len() {
                 rows.push(Vec::new());
             }
@@ -116,14 +116,11 @@ struct Room {
     leaves: usize,
 }
 
-/// No sample needs more.
-const EMPTY_ROW: PackItem = PackItem { tokens: u32::MAX, images: u32::MAX };
-
 impl Room {
-    /// Room for `num_rows` rows, all empty.
-    fn new(num_rows: usize) -> Self {
+    /// Room for `num_rows` rows of `empty` each.
+    fn new(num_rows: usize, empty: PackItem) -> Self {
         let leaves = num_rows.max(1).next_power_of_two();
-        Self { most: vec![EMPTY_ROW; 2 * leaves], leaves }
+        Self { most: vec![empty; 2 * leaves], leaves }
     }
 
     fn first_fit(&self, item: PackItem) -> Option<usize> {
@@ -140,13 +137,10 @@ impl Room {
         None
     }
 
-    /// Takes an item's share of `row`, which gets its limits when it is the first not yet in use.
-    fn take(&mut self, row: usize, item: PackItem, limits: PackLimits, num_used: usize) {
+    /// Takes an item's share of `row`.
+    fn take(&mut self, row: usize, item: PackItem) {
         let mut node = self.leaves + row;
-        let PackItem { tokens, images } = match row == num_used {
-            true => PackItem { tokens: limits.tokens, images: limits.images },
-            false => self.most[node],
-        };
+        let PackItem { tokens, images } = self.most[node];
         self.most[node] = PackItem { tokens: tokens - item.tokens, images: images - item.images };
         while node > 1 {
             node /= 2;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Write};
 use std::ops::ControlFlow;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
 
@@ -14,7 +14,7 @@ use vela_runtime::{Progress, Shutdown};
 use vela_types::ImageRef;
 
 use crate::PrepareError;
-use crate::build::{InputConfig, Reject, check_share, processor_text};
+use crate::build::{InputConfig, Reject, check_share};
 use crate::sources::{Entry, Fault, ImageFolder, InputFile, InputSet, RawContent};
 
 /// Records looked at together: the threads share them, and their faults are told in the order of the records.
@@ -44,9 +44,28 @@ impl AuditConfig {
         Self { input, images: ImageCheck::Header, workers, limit: None, rejects: None, max_reject: 0.05 }
     }
 
+    /// The list must not replace a raw file, nor become one.
+    fn check_list(&self) -> Result<(), PrepareError> {
+        let Some(list) = &self.rejects else { return Ok(()) };
+        let wrong = |expected: &str| {
+            let found = list.display().to_string();
+            Err(PrepareError::Flag { flag: "--rejects", expected: expected.to_owned(), found })
+        };
+        let folder = list.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let (Ok(folder), Ok(input)) = (folder.canonicalize(), self.input.input.canonicalize()) else {
+            return wrong("a file in a folder that is there");
+        };
+        let place = folder.join(list.file_name().unwrap_or_default());
+        match place.canonicalize().unwrap_or(place).starts_with(&input) {
+            true => wrong("a file outside `--input`"),
+            false => Ok(()),
+        }
+    }
+
     fn check(&self) -> Result<(), PrepareError> {
         let zero = |flag| Err(PrepareError::Flag { flag, expected: "at least 1".to_owned(), found: "0".to_owned() });
         self.input.check()?;
+        self.check_list()?;
         match self {
             Self { workers: 0, .. } => zero("--workers"),
             Self { limit: Some(0), .. } => zero("--limit"),
@@ -64,9 +83,6 @@ pub struct AuditReport {
     pub images: u64,
     /// Records that a build would reject for their text or images, by cause.
     pub rejected: BTreeMap<String, u64>,
-    /// Told to stop before the last record.
-    #[serde(skip)]
-    pub interrupted: bool,
     /// The first ten rejects.
     #[serde(skip)]
     pub examples: Vec<Reject>,
@@ -101,7 +117,7 @@ pub fn audit(config: &AuditConfig, progress: &Progress, shutdown: &Shutdown) -> 
     config.check()?;
     let InputConfig { source, input, images, .. } = &config.input;
     let folder = Arc::new(ImageFolder::open(images.as_deref(), None)?);
-    let set = InputSet::open(*source, input, &folder)?;
+    let set = InputSet::open(*source, input, &folder, None)?;
     let mut left = config.limit.unwrap_or(u64::MAX);
     progress.set_total(set.num_records().min(left));
     let mut findings = Findings::new(config)?;
@@ -111,8 +127,11 @@ pub fn audit(config: &AuditConfig, progress: &Progress, shutdown: &Shutdown) -> 
         audit_file(config, file, num, &mut findings, progress, shutdown)?;
     }
     progress.finish();
-    findings.report.interrupted = shutdown.requested();
-    findings.finish()
+    let (report, num_records) = (findings.finish()?, set.num_records().min(config.limit.unwrap_or(u64::MAX)));
+    match report.records == num_records {
+        true => Ok(report),
+        false => Err(PrepareError::AuditStopped { done: report.records, total: num_records }),
+    }
 }
 
 fn audit_file(
@@ -148,11 +167,14 @@ type Checked = (u64, Result<u64, Fault>);
 /// Looks at a batch with several threads; the result is in the batch's order.
 fn check_batch(config: &AuditConfig, batch: Vec<Entry>) -> Vec<Checked> {
     let size = batch.len().div_ceil(config.workers.max(1)).max(1);
-    let check = |entry: &Entry| (entry.record, check_entry(entry, config.images));
+    let check = |entry: &Entry| {
+        let id = entry.content.as_ref().ok().map(|content| content.id().to_owned());
+        (entry.record, Fault::catch(id, || check_entry(entry, config.images)))
+    };
     thread::scope(|scope| {
         let parts = batch.chunks(size).map(|part| scope.spawn(move || part.iter().map(check).collect::<Vec<_>>()));
         let parts: Vec<_> = parts.collect();
-        parts.into_iter().flat_map(|part| part.join().expect("a check does not panic")).collect()
+        parts.into_iter().flat_map(|part| part.join().expect("panics are caught by record")).collect()
     })
 }
 
@@ -163,8 +185,7 @@ fn check_entry(entry: &Entry, depth: ImageCheck) -> Result<u64, Fault> {
         RawContent::Dialogue(sample) => &sample.images,
     };
     for image in images {
-        check_image(image, depth)
-            .map_err(|fault| Fault::new(fault.cause(), processor_text(&fault)).of(content.id()))?;
+        check_image(image, depth).map_err(|fault| Fault::of_processor(&fault).of(content.id()))?;
     }
     Ok(images.len() as u64)
 }
@@ -192,9 +213,7 @@ impl Findings {
             self.report.records += 1;
             match outcome {
                 Ok(images) => self.report.images += images,
-                Err(Fault { id, cause, detail }) => {
-                    self.reject(Reject { file: file.name.clone(), record, id, cause: cause.to_owned(), detail })?;
-                }
+                Err(fault) => self.reject(Reject::new(file, record, fault))?,
             }
         }
         Ok(())
@@ -203,8 +222,7 @@ impl Findings {
     fn reject(&mut self, reject: Reject) -> Result<(), PrepareError> {
         *self.report.rejected.entry(reject.cause.clone()).or_default() += 1;
         if let Some((path, list)) = &mut self.list {
-            let line = serde_json::to_string(&reject).expect("texts and numbers are JSON");
-            writeln!(list, "{line}").map_err(PrepareError::io("write", path))?;
+            list.write_all(reject.to_line().as_bytes()).map_err(PrepareError::io("write", path))?;
         }
         if self.report.examples.len() < NUM_EXAMPLES {
             self.report.examples.push(reject);

@@ -31,15 +31,9 @@ enum Command {
     DemoData(DemoArgs),
 }
 
-/// Raw records to shards: reads, makes dialogues, tokenizes, resizes, writes. Run it again to continue.
+/// What every command that reads raw data asks for.
 #[derive(Args)]
-#[command(after_help = "Examples:
-  pipeline build-shards --source llava --input chat.json --images images --processor qwen --output shards
-  pipeline build-shards --source sa1b --input data --images sa1b --processor qwen --output shards --dialogue rules
-  pipeline build-shards --source coco --input captions_train2017.json --images train2017 --processor qwen --output shards
-
-Exit code: 0 done, 2 wrong use, 3 more rejects than --max-reject (the shards are written all the same), 1 anything else.")]
-struct BuildArgs {
+struct InputArgs {
     /// Raw format.
     #[arg(long)]
     source: Source,
@@ -49,6 +43,25 @@ struct BuildArgs {
     /// Folder with the images; URLs and relative names are mapped into it.
     #[arg(long)]
     images: Option<PathBuf>,
+}
+
+impl From<InputArgs> for InputConfig {
+    fn from(args: InputArgs) -> Self {
+        Self { images: args.images, ..Self::new(args.source, args.input) }
+    }
+}
+
+/// Raw records to shards: reads, makes dialogues, tokenizes, resizes, writes. Run it again to continue.
+#[derive(Args)]
+#[command(after_help = "Examples:
+  pipeline build-shards --source llava --input chat.json --images images --processor qwen --output shards
+  pipeline build-shards --source sa1b --input data --images sa1b --processor qwen --output shards --dialogue rules
+  pipeline build-shards --source coco --input captions_train2017.json --images train2017 --processor qwen --output shards
+
+Exit code: 0 done, 2 wrong use, 3 more rejects than --max-reject (the shards are written all the same), 1 anything else.")]
+struct BuildArgs {
+    #[command(flatten)]
+    input: InputArgs,
     /// Hugging Face processor folder: tokenizer, chat template, preprocessor_config.json.
     #[arg(long)]
     processor: PathBuf,
@@ -101,15 +114,8 @@ enum ImageModeFlag {
 
 Exit code: 0 done, 2 wrong use, 3 more rejects than --max-reject, 1 anything else.")]
 struct AuditArgs {
-    /// Raw format.
-    #[arg(long)]
-    source: Source,
-    /// Raw file, or a folder of them.
-    #[arg(long)]
-    input: PathBuf,
-    /// Folder with the images; URLs and relative names are mapped into it.
-    #[arg(long)]
-    images: Option<PathBuf>,
+    #[command(flatten)]
+    input: InputArgs,
     /// Read every pixel, not the headers alone.
     #[arg(long)]
     decode: bool,
@@ -188,7 +194,7 @@ pub fn run() -> ExitCode {
 impl BuildArgs {
     /// How records become dialogues; the flags of rule dialogues are refused without them.
     fn dialogue(&self) -> Result<DialogueConfig, PrepareError> {
-        let mode = self.dialogue.unwrap_or(InputConfig::new(self.source, "").dialogue.mode);
+        let mode = self.dialogue.unwrap_or(InputConfig::new(self.input.source, "").dialogue.mode);
         let given = [("--max-facts", self.max_facts.is_some()), ("--no-description", self.no_description)];
         if let Some((flag, _)) = given.into_iter().find(|(_, given)| *given && mode != DialogueMode::Rules) {
             let found = format!("--dialogue {}", format!("{mode:?}").to_lowercase());
@@ -205,7 +211,7 @@ impl TryFrom<BuildArgs> for BuildConfig {
 
     fn try_from(args: BuildArgs) -> Result<Self, PrepareError> {
         let dialogue = args.dialogue()?;
-        let input = InputConfig { images: args.images, dialogue, ..InputConfig::new(args.source, args.input) };
+        let input = InputConfig { dialogue, ..args.input.into() };
         let defaults = Self::new(vec![input], args.processor, args.output);
         Ok(Self {
             seed: args.seed,
@@ -239,8 +245,7 @@ fn build(args: BuildArgs, shutdown: &Shutdown) -> Result<Outcome, CommandError> 
 }
 
 fn audit_input(args: AuditArgs, shutdown: &Shutdown) -> Result<Outcome, CommandError> {
-    let input = InputConfig { images: args.images, ..InputConfig::new(args.source, args.input) };
-    let defaults = AuditConfig::new(input);
+    let defaults = AuditConfig::new(args.input.into());
     let config = AuditConfig {
         images: if args.decode { ImageCheck::Pixels } else { ImageCheck::Header },
         workers: args.workers.unwrap_or(defaults.workers),
@@ -250,12 +255,13 @@ fn audit_input(args: AuditArgs, shutdown: &Shutdown) -> Result<Outcome, CommandE
         ..defaults
     };
     let report = audit(&config, &Progress::new("records", None), shutdown).map_err(command_error)?;
-    let status = match (report.interrupted, report.reject_rate() <= config.max_reject) {
-        (true, _) => ExitStatus::Failure,
-        (false, true) => ExitStatus::Done,
-        (false, false) => ExitStatus::Quality,
-    };
-    Ok(Outcome::done(&report, report.to_text())?.with_status(status))
+    let mut text = report.to_text();
+    let (found, accepted) = (report.reject_rate(), config.max_reject);
+    if found <= accepted {
+        return Ok(Outcome::done(&report, text)?);
+    }
+    text.push_str(&format!("{found:.2} of the records would be rejected, more than --max-reject {accepted}\n"));
+    Ok(Outcome::done(&report, text)?.with_status(ExitStatus::Quality))
 }
 
 fn preview(args: PreviewArgs) -> Result<Outcome, CommandError> {

@@ -105,6 +105,16 @@ pub enum PrepareError {
         /// Shards planned.
         total: usize,
     },
+    /// A signal asked an audit to stop: what it had counted is not the whole.
+    #[error(
+        "stopped by a signal after {done} of {total} records; nothing can be said of the others, run the audit again"
+    )]
+    AuditStopped {
+        /// Records looked at.
+        done: u64,
+        /// Records to look at.
+        total: u64,
+    },
     /// Every record was rejected, so there is nothing to write.
     #[error("no sample is left of {records} records; the reject list `{}` names every cause", rejects.display())]
     NothingLeft {

@@ -55,6 +55,18 @@ fn an_audit_of_pixels_finds_what_a_build_rejects_and_one_of_headers_what_begins_
 }
 
 #[test]
+fn an_audit_that_is_stopped_says_so_instead_of_a_count() {
+    let root = tempfile::tempdir().expect("temp folder");
+    let demo = DemoDataConfig { num_train: 40, num_heldout: 1, ..DemoDataConfig::new(root.path().join("demo")) };
+    let demo = write_demo_data(&demo).expect("demo data");
+    let shutdown = Shutdown::new();
+    shutdown.request();
+    let config = AuditConfig::new(InputConfig::new(Source::Llava, &demo.llava));
+    let told = audit(&config, &Progress::hidden(), &shutdown).expect_err("stopped").to_string();
+    assert!(told.contains("of 40 records") && told.contains("again"), "{told}");
+}
+
+#[test]
 fn the_command_exits_3_above_the_accepted_share_and_2_for_wrong_flags() {
     let root = tempfile::tempdir().expect("temp folder");
     let file = root.path().join("a.jsonl");
@@ -73,4 +85,10 @@ fn the_command_exits_3_above_the_accepted_share_and_2_for_wrong_flags() {
     for wrong in [&["--max-reject", "2"][..], &["--workers", "0"], &["--images", "/nowhere"], &["--limit", "0"]] {
         assert_eq!(run(wrong).0, Some(2), "{wrong:?}");
     }
+    let before = fs::read(&file).expect("there");
+    let itself = file.to_string_lossy().into_owned();
+    for wrong in [itself.as_str(), "/nowhere/rejects.jsonl"] {
+        assert_eq!(run(&["--rejects", wrong]).0, Some(2), "{wrong}");
+    }
+    assert_eq!(fs::read(&file).expect("still there"), before);
 }

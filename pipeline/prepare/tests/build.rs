@@ -331,7 +331,7 @@ fn captions_too_name_the_images_beside_their_file() {
     let beside = Arc::new(ImageFolder::open(None, None).expect("no folder"));
     let listings = || {
         [(Source::Coco, &coco), (Source::Sa1b, &sa1b)].map(|(source, path)| {
-            InputSet::open(source, path, &beside).expect("a sound file").files[0].records.images()
+            InputSet::open(source, path, &beside, None).expect("a sound file").files[0].records.images()
         })
     };
     let before = listings();
@@ -449,4 +449,14 @@ fn chinese_held_out_questions_are_among_those_trained() {
         let image = demo.data.heldout.join(question["image"].as_str().expect("name"));
         assert!(image.is_file());
     }
+}
+
+#[test]
+fn a_build_into_a_folder_of_its_inputs_continues() {
+    let demo = Demo::new(12);
+    let folder = demo.data.llava.parent().expect("folder").to_owned();
+    let inputs = vec![InputConfig { images: Some(folder.clone()), ..InputConfig::new(Source::Llava, &folder) }];
+    let config = BuildConfig { output: folder.join("shards").display().to_string(), ..demo.config(inputs, "unused") };
+    let first = build(&config);
+    assert_eq!(build(&config).kept_shards, first.shards);
 }

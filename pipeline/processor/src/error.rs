@@ -129,7 +129,7 @@ pub enum ProcessorError {
         name: String,
     },
     /// The first bytes are those of no supported format.
-    #[error("image `{name}`: expected JPEG, PNG, GIF, WebP, BMP or TIFF, found bytes {head:02x?}")]
+    #[error("image `{name}`: expected JPEG, PNG, GIF, WebP, BMP or TIFF, not an image: starts with `{}`", head.escape_ascii())]
     UnknownImageFormat {
         /// The image.
         name: String,

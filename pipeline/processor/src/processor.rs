@@ -1,7 +1,7 @@
 //! The processor: one folder's tokenizer, template and image settings, applied to samples.
 
 use std::fs;
-use std::io;
+use std::io::{self, Read};
 use std::ops::Range;
 use std::path::Path;
 
@@ -20,6 +20,8 @@ use crate::{ProcessorError, spans};
 
 /// Largest image file that is read: encoded bytes are held beside the pixels.
 const MAX_ENCODED_BYTES: u64 = 256 << 20;
+/// Read of an image of which only the header is wanted.
+const HEADER_BYTES: u64 = 64 << 10;
 
 /// Whose pixels are reproduced, bit for bit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -270,10 +272,15 @@ pub enum ImageCheck {
 /// # Errors
 /// The image variants of [`ProcessorError`], the same as [`Processor::load_image`] gives.
 pub fn check_image(image: &ImageRef, depth: ImageCheck) -> Result<(), ProcessorError> {
-    let encoded = read_image(image)?;
-    match depth {
-        ImageCheck::Header => pixels::check_header(&encoded, image.name()),
-        ImageCheck::Pixels => pixels::decode_rgb(&encoded, image.name()).map(drop),
+    let whole = || read_image(image).and_then(|encoded| pixels::check_header(&encoded, image.name()));
+    match (depth, image) {
+        (ImageCheck::Pixels, _) => pixels::decode_rgb(&read_image(image)?, image.name()).map(drop),
+        // Few headers are longer; the whole file has the last word on those.
+        (ImageCheck::Header, ImageRef::Path(path)) => match read_file(Path::new(path), HEADER_BYTES) {
+            Ok(start) if pixels::check_header(&start, image.name()).is_ok() => Ok(()),
+            _ => whole(),
+        },
+        (ImageCheck::Header, _) => whole(),
     }
 }
 
@@ -282,7 +289,7 @@ fn read_image(image: &ImageRef) -> Result<Bytes, ProcessorError> {
     match image {
         ImageRef::Bytes { data, .. } => Ok(data.clone()),
         ImageRef::Url(_) => Err(ProcessorError::RemoteImage { name }),
-        ImageRef::Path(path) => match read_file(Path::new(path)) {
+        ImageRef::Path(path) => match read_file(Path::new(path), MAX_ENCODED_BYTES) {
             Ok(content) => Ok(content.into()),
             Err(source) if source.kind() == io::ErrorKind::NotFound => {
                 Err(ProcessorError::MissingImage { name, source })
@@ -292,15 +299,19 @@ fn read_image(image: &ImageRef) -> Result<Bytes, ProcessorError> {
     }
 }
 
-/// The bytes of a regular file: a pipe would never end, a device would fill the memory.
-fn read_file(path: &Path) -> io::Result<Vec<u8>> {
+/// The first `limit` bytes of a regular file: a pipe would never end, a device would fill the memory.
+fn read_file(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     let found = fs::metadata(path)?;
     match () {
         () if !found.is_file() => Err(io::Error::other("expected a file, found a folder, pipe or device")),
         () if found.len() > MAX_ENCODED_BYTES => {
             Err(io::Error::other(format!("expected at most {MAX_ENCODED_BYTES} bytes, found {}", found.len())))
         }
-        () => fs::read(path),
+        () => {
+            let mut bytes = Vec::with_capacity(found.len().min(limit) as usize);
+            fs::File::open(path)?.take(limit).read_to_end(&mut bytes)?;
+            Ok(bytes)
+        }
     }
 }
 

@@ -10,6 +10,7 @@ use crate::ShardError;
 use crate::lengths::LengthsIndex;
 use crate::manifest::{Manifest, ShardEntry, Totals};
 use crate::reader::ShardReader;
+use crate::row::RowBuffer;
 use crate::schema::SCHEMA_VERSION;
 use crate::store::{PARTIAL_SUFFIX, Store, write_whole};
 use crate::writer::{ShardSettings, ShardWriter, shard_file_name};
@@ -159,11 +160,12 @@ impl BuildFolder {
             Err(fault) if fault.is_damage() => {}
             opened => return opened.map(|_| false),
         }
-        let mut lengths = Vec::new();
+        let (mut lengths, mut buffer) = (Vec::new(), RowBuffer::default());
         for entry in &manifest.shards {
             let reader = ShardReader::open(store, entry)?;
             for row in 0..reader.rows() {
-                lengths.push(reader.read(row)?.lengths());
+                reader.read_row(row, &mut buffer)?;
+                lengths.push(buffer.lengths());
             }
         }
         let made = LengthsIndex::write(store, lengths.len() as u64, lengths.into_iter())?;

@@ -73,7 +73,8 @@ fn run_demo(plan: &Plan, workplace: &Workplace, shutdown: &Shutdown) -> Result<D
     let stages = stages::train_all(plan, workplace, &raw, &loader.url(), shutdown)?;
     let served = loader.stop()?;
     let questions = data::read_heldout(&raw)?;
-    Progress::new("", None).note(&format!("asking {} questions, twice", questions.len()));
+    Progress::new("", None)
+        .note(&format!("asking {} questions: after stage 1, after stage 2, with shuffled images", questions.len()));
     let scores = score::ask_all(&stages, &raw.heldout, &questions, plan.seed)?;
     let seconds = started.elapsed().as_secs_f64();
     Ok(DemoReport { raw, shards, served, stages, scores, seconds, workplace: workplace.path().to_owned() })

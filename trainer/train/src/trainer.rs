@@ -81,6 +81,7 @@ impl Trainer {
     fn open(recipe: &Recipe, resume: &Resume) -> Result<Self, TrainError> {
         let folder = RunFolder::new(recipe);
         let checkpoint = folder.starting_point(resume)?;
+        let saved = checkpoint.as_deref().map(open_saved).transpose()?;
         let processor = open_processor(recipe.processor())?;
         let model = open_model(recipe, checkpoint.as_deref(), processor.summary())?;
         check_model(model.config(), processor.summary())?;
@@ -91,7 +92,7 @@ impl Trainer {
         let steps_per_epoch = source.info().steps_per_epoch(&spec);
         let schedule = recipe.schedule(recipe.total_steps(steps_per_epoch)?)?;
         let mut optimizer = open_optimizer(recipe, &model);
-        let state = open_state(recipe, &processor, source.as_mut(), &mut optimizer, checkpoint.as_deref())?;
+        let state = open_state(recipe, &processor, source.as_mut(), &mut optimizer, saved)?;
         let metrics = folder.open(recipe, state.step)?;
         let pixels = PixelTable::new(&processor.summary().normalization);
         let gradient_check = GradientCheck::default();
@@ -277,20 +278,25 @@ fn open_optimizer(recipe: &Recipe, model: &Vlm) -> Optimizer {
     Optimizer::new(trained, recipe.settings().optimizer, *recipe.learning_rates())
 }
 
-/// The state of a new run, or that of `checkpoint` with its moments put back and the source moved to its cursor.
+/// The state of the checkpoint in `folder`, whose files are all as they were written.
+fn open_saved(folder: &Path) -> Result<(&Path, TrainerState), TrainError> {
+    let saved = TrainerState::load(folder)?;
+    saved.check_files(folder)?;
+    Ok((folder, saved))
+}
+
+/// The state of a new run, or the `saved` one with its moments put back and the source moved to its cursor.
 fn open_state(
     recipe: &Recipe,
     processor: &Processor,
     source: &mut dyn BatchSource,
     optimizer: &mut Optimizer,
-    checkpoint: Option<&Path>,
+    saved: Option<(&Path, TrainerState)>,
 ) -> Result<TrainerState, TrainError> {
     let resolved = serde_json::to_value(recipe.resolved()).expect("a checked recipe always has a JSON form");
     let start = TrainerState::new(0, source.start_cursor(), processor.summary().fingerprint, resolved);
-    let Some(folder) = checkpoint else { return Ok(start) };
-    let saved = TrainerState::load(folder)?;
+    let Some((folder, saved)) = saved else { return Ok(start) };
     saved.check_belongs_to(&start, folder)?;
-    saved.check_files(folder)?;
     load_moments(optimizer.slots_mut(), folder)?;
     source.seek(&saved.cursor).map_err(TrainError::Seek)?;
     Ok(TrainerState { recipe: start.recipe, ..saved })

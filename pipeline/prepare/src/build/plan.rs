@@ -68,8 +68,9 @@ impl BuildPlan {
         let output = output_folder(&config.output);
         for input in &config.inputs {
             let images = Arc::new(ImageFolder::open(input.images.as_deref(), Some(output))?);
-            let set = InputSet::open(input.source, &input.input, &images)?;
-            let listed: Vec<Value> = set.files.iter().map(|file| json!([file.name, file.bytes, file.hash])).collect();
+            let set = InputSet::open(input.source, &input.input, &images, Some(output))?;
+            let listed = |file: &InputFile| file.hash().map(|(bytes, hash)| json!([file.name, bytes, hash]));
+            let listed: Vec<Value> = set.files.iter().map(listed).collect::<Result<_, _>>()?;
             inputs.push(json!({ "source": input.source, "dialogue": input.dialogue, "files": listed }));
             listings.push(images.fingerprint());
             listings.extend(set.files.iter().map(|file| file.records.images()));

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::sources::{Fault, InputFile};
+
 /// The reject list beside the manifest: one JSON object per line, in the order of the records.
 pub const REJECTS_FILE: &str = "rejects.jsonl";
 
@@ -21,6 +23,18 @@ pub struct Reject {
     pub cause: String,
     /// What was expected and found.
     pub detail: String,
+}
+
+impl Reject {
+    pub(crate) fn new(file: &InputFile, record: u64, fault: Fault) -> Self {
+        let Fault { id, cause, detail } = fault;
+        Self { file: file.name.clone(), record, id, cause: cause.to_owned(), detail }
+    }
+
+    /// Its line of the list.
+    pub(crate) fn to_line(&self) -> String {
+        serde_json::to_string(self).expect("texts and numbers are JSON") + "\n"
+    }
 }
 
 /// What a shard's records were besides samples.
@@ -54,8 +68,7 @@ impl ShardNotes {
     }
 
     pub(super) fn to_lines(&self) -> String {
-        let line = |reject| serde_json::to_string(reject).expect("texts and numbers are JSON") + "\n";
-        self.rejects.iter().map(line).collect()
+        self.rejects.iter().map(Reject::to_line).collect()
     }
 
     /// A reject list read back; `None` if a line is not as it was written.

@@ -1,10 +1,7 @@
 //! One shard: a reader, workers and a writer, with a bound on the bytes between them.
 
-use std::any::Any;
 use std::collections::BTreeMap;
-use std::error::Error;
 use std::ops::ControlFlow;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
@@ -19,7 +16,7 @@ use super::reject::{Reject, ShardNotes};
 use super::{BuildConfig, BuildPlan, ShardSpec};
 use crate::PrepareError;
 use crate::dialogue::to_sample;
-use crate::sources::{Entry, Fault, RawContent};
+use crate::sources::{Entry, Fault, RawContent, chain_text};
 
 /// Bytes of records between reader and writer; one worker holds at most one decoded image besides.
 const IN_FLIGHT_BYTES: u64 = 256 << 20;
@@ -133,19 +130,13 @@ impl Stages<'_> {
     fn process(&self, file: usize, entry: Entry) -> Result<Processed, Reject> {
         let Entry { record, content } = entry;
         let id = content.as_ref().ok().map(|content| content.id().to_owned());
-        let outcome = catch_unwind(AssertUnwindSafe(|| self.process_content(file, content?)));
-        outcome.unwrap_or_else(|panic| Err(Fault { id, ..panic_fault(panic.as_ref()) })).map_err(|fault| Reject {
-            file: self.plan.files[file].file.name.clone(),
-            record,
-            id: fault.id,
-            cause: fault.cause.to_owned(),
-            detail: fault.detail,
-        })
+        Fault::catch(id, || self.process_content(file, content?))
+            .map_err(|fault| Reject::new(&self.plan.files[file].file, record, fault))
     }
 
     fn process_content(&self, file: usize, content: RawContent) -> Result<Processed, Fault> {
         let sample = to_sample(content, self.plan.files[file].dialogue, self.config.seed);
-        (self.process)(&sample).map_err(|fault| Fault::new(fault.cause(), processor_text(&fault)).of(&sample.id))
+        (self.process)(&sample).map_err(|fault| Fault::of_processor(&fault).of(&sample.id))
     }
 
     /// Writes records in the order in which they were read.
@@ -217,32 +208,4 @@ impl Stages<'_> {
             total: self.plan.shards.len(),
         }
     }
-}
-
-fn panic_fault(panic: &(dyn Any + Send)) -> Fault {
-    let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
-    let text = text.unwrap_or("no message");
-    Fault::new("processor_panicked", format!("this is a bug, please report it with the record: {text}"))
-}
-
-/// What a processor says of a record; the first bytes of a file that is no image as text where they are text.
-pub(crate) fn processor_text(fault: &ProcessorError) -> String {
-    match fault {
-        ProcessorError::UnknownImageFormat { name, head } => {
-            let head = head.escape_ascii();
-            format!("image `{name}`: expected JPEG, PNG, GIF, WebP, BMP or TIFF, not an image: starts with `{head}`")
-        }
-        fault => chain_text(fault),
-    }
-}
-
-/// An error with its causes on one line.
-fn chain_text(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }

@@ -8,6 +8,7 @@ use std::time::UNIX_EPOCH;
 use vela_types::{Fingerprint, ImageRef};
 
 use super::Fault;
+use super::walk::walk;
 use crate::PrepareError;
 
 /// Names, sizes and modification times of image files, hashed in the order in which they are added.
@@ -59,8 +60,7 @@ impl ImageFolder {
     pub fn open(root: Option<&Path>, output: Option<&Path>) -> Result<Self, PrepareError> {
         let (mut files, mut root_parts) = (Vec::new(), Vec::new());
         if let Some(root) = root {
-            let mut above: Vec<PathBuf> = output.and_then(|path| path.canonicalize().ok()).into_iter().collect();
-            list(root, "", &mut above, &mut files)?;
+            walk(root, output, &mut |path, data| files.push((name_below(root, &path), Stamp::from(data))))?;
             files.sort_unstable_by(|left, right| left.0.cmp(&right.0));
             let paths = [std::path::absolute(root), root.canonicalize()].into_iter().flatten();
             root_parts.extend(paths.filter_map(|path| {
@@ -142,6 +142,10 @@ impl ImageFolder {
         if let Some(found) = candidates.iter().find(|candidate| **candidate == exact) {
             return Ok(Some(found));
         }
+        // A folder is listed under one name; a link may be another.
+        if self.root.as_ref().is_some_and(|root| root.join(&exact).is_file()) {
+            return Ok(None);
+        }
         let shared = |candidate: &str| {
             candidate.rsplit('/').zip(wanted.iter().rev()).take_while(|(left, right)| left == *right).count()
         };
@@ -209,33 +213,11 @@ fn percent_decoded(text: &str) -> String {
     String::from_utf8(out).unwrap_or_else(|_| text.to_owned())
 }
 
-/// Adds the files below `root/prefix`; names use `/` on every system. A folder among those `above` is not entered (again):
-/// links may lead in circles.
-fn list(
-    root: &Path,
-    prefix: &str,
-    above: &mut Vec<PathBuf>,
-    files: &mut Vec<(String, Stamp)>,
-) -> Result<(), PrepareError> {
-    let folder = root.join(prefix);
-    let resolved = folder.canonicalize().map_err(PrepareError::io("list", &folder))?;
-    if above.contains(&resolved) {
-        return Ok(());
-    }
-    above.push(resolved);
-    for entry in fs::read_dir(&folder).map_err(PrepareError::io("list", &folder))? {
-        let entry = entry.map_err(PrepareError::io("list", &folder))?;
-        let base = entry.file_name().to_string_lossy().into_owned();
-        let name = if prefix.is_empty() { base } else { format!("{prefix}/{base}") };
-        // Follows links, as datasets are often laid out by them; a dangling one is no file.
-        match fs::metadata(entry.path()) {
-            Ok(data) if data.is_dir() => list(root, &name, above, files)?,
-            Ok(data) if data.is_file() => files.push((name, Stamp::from(&data))),
-            _ => {}
-        }
-    }
-    above.pop();
-    Ok(())
+/// The path of a file below `root`; names use `/` on every system.
+fn name_below(root: &Path, path: &Path) -> String {
+    let below = path.strip_prefix(root).unwrap_or(path);
+    let parts: Vec<_> = below.iter().map(|part| part.to_string_lossy()).collect();
+    parts.join("/")
 }
 
 #[cfg(test)]

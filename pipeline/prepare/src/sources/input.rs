@@ -1,4 +1,4 @@
-//! The files of one input: found, hashed and scanned before anything is built.
+//! The files of one input: found and scanned before anything is built.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use vela_types::Fingerprint;
 
+use super::walk::walk;
 use super::{ImageFolder, RawFile, Source, coco, llava, sa1b};
 use crate::PrepareError;
 
@@ -13,12 +14,20 @@ use crate::PrepareError;
 pub struct InputFile {
     /// Path below the input folder, `/` between parts; the file's name if the input is that file.
     pub name: String,
-    /// Size.
-    pub bytes: u64,
-    /// blake3 of the content.
-    pub hash: Fingerprint,
+    /// Where it is.
+    pub path: PathBuf,
     /// The scanned file.
     pub records: Box<dyn RawFile>,
+}
+
+impl InputFile {
+    /// Size and blake3 of the content.
+    pub fn hash(&self) -> Result<(u64, Fingerprint), PrepareError> {
+        let file = File::open(&self.path).map_err(PrepareError::io("read", &self.path))?;
+        let mut hasher = blake3::Hasher::new();
+        hasher.update_reader(file).map_err(PrepareError::io("read", &self.path))?;
+        Ok((hasher.count(), Fingerprint(*hasher.finalize().as_bytes())))
+    }
 }
 
 /// All raw files of one input, in the order of their names.
@@ -28,8 +37,14 @@ pub struct InputSet {
 }
 
 impl InputSet {
-    /// Finds, hashes and scans the files of `source` at `input`, a file or a folder searched to the bottom.
-    pub fn open(source: Source, input: &Path, images: &Arc<ImageFolder>) -> Result<Self, PrepareError> {
+    /// Finds and scans the files of `source` at `input`, a file or a folder searched to the bottom; nothing below `output` is
+    /// an input.
+    pub fn open(
+        source: Source,
+        input: &Path,
+        images: &Arc<ImageFolder>,
+        output: Option<&Path>,
+    ) -> Result<Self, PrepareError> {
         let (endings, expected): (&[&str], _) = match source {
             Source::Sa1b => (&["parquet"], "a Parquet file, or a folder of them"),
             Source::Llava => (&["json", "jsonl", "ndjson"], "JSON or JSON lines with `conversations`"),
@@ -38,7 +53,7 @@ impl InputSet {
         let mut paths = Vec::new();
         let data = fs::metadata(input).map_err(PrepareError::io("read", input))?;
         match data.is_dir() {
-            true => find(input, endings, &mut Vec::new(), &mut paths)?,
+            true => walk(input, output, &mut |path, _| paths.extend(has_ending(&path, endings).then_some(path)))?,
             false => paths.push(input.to_owned()),
         }
         paths.sort();
@@ -72,7 +87,6 @@ fn open_file(source: Source, input: &Path, path: &Path, images: &Arc<ImageFolder
         Ok(below) => below.to_string_lossy().replace('\\', "/"),
         Err(_) => path.to_string_lossy().into_owned(),
     };
-    let (bytes, hash) = hash_file(path)?;
     let stem = name.rsplit_once('.').map_or(name.as_str(), |(stem, _)| stem).to_owned();
     let images = Arc::clone(images);
     let records: Box<dyn RawFile> = match source {
@@ -80,54 +94,10 @@ fn open_file(source: Source, input: &Path, path: &Path, images: &Arc<ImageFolder
         Source::Llava => Box::new(llava::LlavaFile::open(path, stem, images)?),
         Source::Coco => Box::new(coco::CocoFile::open(path, images)?),
     };
-    Ok(InputFile { name, bytes, hash, records })
+    Ok(InputFile { name, path: path.to_owned(), records })
 }
 
-fn hash_file(path: &Path) -> Result<(u64, Fingerprint), PrepareError> {
-    let file = File::open(path).map_err(PrepareError::io("read", path))?;
-    let mut hasher = blake3::Hasher::new();
-    hasher.update_reader(file).map_err(PrepareError::io("read", path))?;
-    Ok((hasher.count(), Fingerprint(*hasher.finalize().as_bytes())))
-}
-
-/// Adds the files below `folder` with one of `endings`; a folder among those `above` is not entered again, since links
-/// may lead in circles.
-fn find(
-    folder: &Path,
-    endings: &[&str],
-    above: &mut Vec<PathBuf>,
-    paths: &mut Vec<PathBuf>,
-) -> Result<(), PrepareError> {
-    let resolved = folder.canonicalize().map_err(PrepareError::io("list", folder))?;
-    if above.contains(&resolved) {
-        return Ok(());
-    }
-    above.push(resolved);
-    for entry in fs::read_dir(folder).map_err(PrepareError::io("list", folder))? {
-        let path = entry.map_err(PrepareError::io("list", folder))?.path();
-        let ending = path.extension().map(|ending| ending.to_string_lossy().to_ascii_lowercase());
-        if path.is_dir() {
-            find(&path, endings, above, paths)?;
-        } else if ending.is_some_and(|ending| endings.contains(&ending.as_str())) {
-            paths.push(path);
-        }
-    }
-    above.pop();
-    Ok(())
-}
-
-#[cfg(all(test, unix))]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn links_in_circles_are_followed_once() {
-        let root = tempfile::tempdir().expect("temp folder");
-        fs::write(root.path().join("a.json"), "[]").expect("written");
-        std::os::unix::fs::symlink(root.path(), root.path().join("again")).expect("link");
-        std::os::unix::fs::symlink(root.path(), root.path().join("and-again")).expect("link");
-        let mut paths = Vec::new();
-        find(root.path(), &["json"], &mut Vec::new(), &mut paths).expect("listed");
-        assert_eq!(paths, [root.path().join("a.json")]);
-    }
+fn has_ending(path: &Path, endings: &[&str]) -> bool {
+    let ending = path.extension().map(|ending| ending.to_string_lossy().to_ascii_lowercase());
+    ending.is_some_and(|ending| endings.contains(&ending.as_str()))
 }

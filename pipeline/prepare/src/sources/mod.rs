@@ -6,10 +6,14 @@ mod input;
 mod llava;
 mod records;
 mod sa1b;
+mod walk;
 
+use std::error::Error;
 use std::ops::{ControlFlow, Range};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use serde::{Deserialize, Serialize};
+use vela_processor::ProcessorError;
 use vela_runtime::clap;
 use vela_types::{Fingerprint, ImageRef, Sample};
 
@@ -99,6 +103,32 @@ impl Fault {
     pub(crate) fn of(self, id: &str) -> Self {
         Self { id: Some(id.to_owned()), ..self }
     }
+
+    /// What a processor says of a record, with its causes on one line.
+    pub(crate) fn of_processor(fault: &ProcessorError) -> Self {
+        Self::new(fault.cause(), chain_text(fault))
+    }
+
+    /// Runs `body`; a panic in it becomes a fault of the record `id`, which costs the record and no more.
+    pub(crate) fn catch<T>(id: Option<String>, body: impl FnOnce() -> Result<T, Self>) -> Result<T, Self> {
+        catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|panic| {
+            let text = panic.downcast_ref::<String>().map(String::as_str);
+            let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
+            let detail = format!("this is a bug, please report it with the record: {text}");
+            Err(Self { id, ..Self::new("processor_panicked", detail) })
+        })
+    }
+}
+
+/// An error with its causes on one line.
+pub(crate) fn chain_text(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
 }
 
 /// One raw record, read: its zero-based number in its file, and its content or fault.

@@ -127,8 +127,8 @@ fn one_flipped_bit_of_a_checkpoint_is_refused_by_the_files_name() {
         let path = checkpoint.join(name);
         let sound = fs::read(&path).expect("there");
         let mut flipped = sound.clone();
-        let last = flipped.len() - 3;
-        flipped[last] ^= 4;
+        // The length of the header of a safetensors file stands first: it no longer parses.
+        flipped[2] ^= 4;
         fs::write(&path, &flipped).expect("written");
         let told = stage.train(&["run.max_steps=8"], &Resume::Auto).expect_err(name).to_string();
         assert!(told.contains(name) && told.contains("step-5"), "{told}");
