@@ -115,6 +115,8 @@ fn a_description_comes_back_equal() {
         image_shape: ImageShape { channels: 3, height: 224, width: 336 },
         normalization: ImageNormalization { rescale_factor: 1.0 / 255.0, mean: vec![0.1; 3], std: vec![0.3; 3] },
         image_mode: "pillow".into(),
+        template: "llama3.2".into(),
+        template_date: "2024-07-26".into(),
         vocab_size: 151_936,
         image_token_id: 151_665,
         pad_token_id: 151_643,

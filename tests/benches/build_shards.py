@@ -7,10 +7,12 @@ and noise, quality 90, 4:2:0) with one caption each in the COCO layout, then run
 
 - vela: `pipeline build-shards --source coco`, with 1 and 2 workers;
 - python: Pillow decode, the Chinese-CLIP image processor on its Pillow backend (224x224, bicubic, not cropped), chat template and
-  tokenizer of `transformers`, one Parquet file by pyarrow; in 1 and 2 processes.
+  tokenizer of `transformers`, one Parquet file by pyarrow; in 1 and 2 processes;
+- datasets: the same work in `datasets.Dataset.map(num_proc=2)`, then `to_parquet`.
 
-Both write u8 pixels and token ids. Before any time counts, the pixels of the first 20 photos are compared byte for byte.
-It prints one JSON line with medians, minima and maxima in samples per second.
+All write u8 pixels and token ids. Before any time counts, the pixels of the first 20 photos are compared byte for byte. At the end a build with 2
+workers and small shards is killed at half of its shards and run again: `restart` says how many shards were kept and made again.
+It prints one JSON line with medians, minima and maxima in samples per second and the peak resident bytes of `pipeline`.
 """
 
 import argparse
@@ -121,15 +123,80 @@ def run_python(data: Path, processor: Path, output: Path, workers: int) -> float
     return time.monotonic() - start
 
 
-def run_vela(binary: Path, data: Path, processor: Path, output: Path, workers: int) -> float:
-    command = [binary, "build-shards", "--source", "coco", "--input", data / "captions.json", "--images", data / "images",
-               "--processor", processor, "--output", output, "--workers", str(workers), "--json"]
+def run_datasets(data: Path, processor: Path, output: Path, workers: int) -> float:
+    """`datasets.map` with `workers` processes, cache and output in `output`, in a process of its own."""
+    output.mkdir()
     start = time.monotonic()
+    command = [sys.executable, __file__, "--tokenizer", processor, "--datasets-job", data, output, str(workers)]
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
-    seconds = time.monotonic() - start
     if done.returncode != 0:
         sys.exit(done.stderr)
+    return time.monotonic() - start
+
+
+def datasets_job(data: Path, processor: Path, output: Path, workers: int) -> None:
+    import datasets
+    import torch
+
+    torch.set_num_threads(1)
+    captions = json.loads((data / "captions.json").read_text())
+    names = [str(data / "images" / image["file_name"]) for image in captions["images"]]
+    texts = [annotation["caption"] for annotation in captions["annotations"]]
+    rows = datasets.Dataset.from_dict({"image": names, "caption": texts})
+    builders: dict[int, PythonBuilder] = {}
+
+    def process(row: dict) -> dict:
+        builder = builders.setdefault(0, None) or PythonBuilder(processor)
+        builders[0] = builder
+        return {"input_ids": builder.ids(row["caption"]), "pixels": builder.pixels(Path(row["image"])).tobytes()}
+
+    features = datasets.Features({"input_ids": datasets.List(datasets.Value("int32")), "pixels": datasets.Value("binary")})
+    made = rows.map(process, num_proc=workers, remove_columns=["image", "caption"], features=features,
+                    cache_file_name=str(output / "cache.arrow"), writer_batch_size=100)
+    made.to_parquet(output / "rows.parquet")
+
+
+PEAKS: list[int] = []
+
+
+def vela_command(binary: Path, data: Path, processor: Path, output: Path, workers: int) -> list[str]:
+    command = [binary, "build-shards", "--source", "coco", "--input", data / "captions.json", "--images", data / "images",
+               "--processor", processor, "--output", output, "--workers", str(workers), "--json"]
+    return [str(part) for part in command]
+
+
+def run_vela(binary: Path, data: Path, processor: Path, output: Path, workers: int) -> float:
+    start = time.monotonic()
+    with tempfile.TemporaryFile() as errors:
+        process = subprocess.Popen(vela_command(binary, data, processor, output, workers), stdout=subprocess.DEVNULL, stderr=errors)
+        while process.poll() is None:
+            # Not `ru_maxrss`: that of a child starts with what its parent held.
+            try:
+                status = Path(f"/proc/{process.pid}/status").read_text()
+                PEAKS.extend(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM:"))
+            except FileNotFoundError:
+                pass
+            time.sleep(0.02)
+        seconds = time.monotonic() - start
+        if process.returncode != 0:
+            errors.seek(0)
+            sys.exit(errors.read().decode())
     return seconds
+
+
+def restart_after_kill(binary: Path, data: Path, processor: Path, output: Path) -> dict:
+    """Kills a build with 2 workers once half of its shards are there, and runs it again."""
+    command = vela_command(binary, data, processor, output, 2) + ["--shard-size", "16MiB"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    records = len(json.loads((data / "captions.json").read_text())["annotations"])
+    expected = -(-records // max(1, (16 << 20) // (3 * SIDE * SIDE + 4096)))
+    while process.poll() is None and len(list(output.glob("*.parquet"))) < expected // 2:
+        time.sleep(0.005)
+    process.kill()
+    process.wait()
+    there = len(list(output.glob("*.parquet")))
+    report = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
+    return {"shards": report["shards"], "finished_before_the_kill": there, "kept": report["kept_shards"]}
 
 
 def check_pixels(data: Path, processor: Path, vela_output: Path) -> int:
@@ -158,7 +225,12 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=2000)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--binary", type=Path, default=Path("target/release/pipeline"))
+    parser.add_argument("--datasets-job", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.datasets_job:
+        data, output, workers = options.datasets_job
+        datasets_job(Path(data), options.tokenizer, Path(output), int(workers))
+        return
     with tempfile.TemporaryDirectory() as scratch:
         scratch = Path(scratch)
         data, processor = scratch / "data", scratch / "processor"
@@ -167,14 +239,19 @@ def main() -> None:
         seconds: dict[str, list[float]] = {}
         for repeat in range(options.repeats):
             for workers in (1, 2):
-                for name in ("vela", "python"):
+                for name in ("vela", "python", "datasets"):
                     output = scratch / f"{name}-{workers}-{repeat}"
                     if name == "vela":
                         took = run_vela(options.binary, data, processor, output, workers)
-                    else:
+                    elif name == "python":
                         took = run_python(data, processor, output, workers)
+                    elif workers == 2:
+                        took = run_datasets(data, processor, output, workers)
+                    else:
+                        continue
                     seconds.setdefault(f"{name}_{workers}", []).append(took)
         difference = check_pixels(data, processor, scratch / "vela-1-0")
+        restart = restart_after_kill(options.binary, data, processor, scratch / "restart")
         rates = {name: [options.samples / value for value in values] for name, values in seconds.items()}
         print(json.dumps({
             "samples": options.samples,
@@ -183,6 +260,9 @@ def main() -> None:
                                    for name, values in rates.items()},
             "ratio_1_worker": statistics.median(rates["vela_1"]) / statistics.median(rates["python_1"]),
             "ratio_2_workers": statistics.median(rates["vela_2"]) / statistics.median(rates["python_2"]),
+            "ratio_to_datasets_map": statistics.median(rates["vela_2"]) / statistics.median(rates["datasets_2"]),
+            "peak_resident_bytes": max(PEAKS),
+            "restart": restart,
         }))
 
 

@@ -1,9 +1,11 @@
-//! What a test needs to use Vela from outside: the built binaries, a folder that goes away, the real sample data.
+//! What a test needs to use Vela from outside: the built binaries, the real sample data, an S3 server that fails
+//! on demand.
 //!
 //! It knows the commands and their JSON, never the crates behind them.
 
 mod command;
 mod data;
+pub mod s3;
 
 pub use command::{Finished, Running, run, start};
 pub use data::{sample_data, skip};

@@ -1,5 +1,6 @@
 //! A shard set with random access to records and batches.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 
 use rayon::prelude::*;
@@ -34,10 +35,15 @@ pub struct Dataset {
 }
 
 impl Dataset {
-    /// Opens the shard set at a path or a `file://` url: verifies its manifest and lengths index and that every shard
-    /// is there in its full size. Shards are mapped, and their rows verified, as they are read.
+    /// Opens the shard set at a path or a url (`file://`, `s3://`, `gs://`, `az://`): verifies its manifest and lengths
+    /// index and that every shard is there in its full size. Shards are mapped, and their rows verified, as they are read;
+    /// a remote shard is first copied into the local cache, and the copy verified.
     pub fn open(url: &str) -> Result<Self, DatasetError> {
-        let store = open_store(url)?;
+        Self::open_in(url, open_store(url)?)
+    }
+
+    /// [`Dataset::open`] of a store that is open already; `url` is its name in messages.
+    pub fn open_in(url: &str, store: Arc<dyn Store>) -> Result<Self, DatasetError> {
         let manifest = Manifest::load(store.as_ref())?;
         let lengths = manifest.open_lengths(store.as_ref())?;
         if lengths.is_empty() {
@@ -45,8 +51,9 @@ impl Dataset {
         }
         let mut first_rows = Vec::with_capacity(manifest.shards.len());
         let mut rows = 0;
+        let sizes = store.sizes()?;
         for shard in &manifest.shards {
-            check_size(store.as_ref(), &shard.file, shard.bytes)?;
+            check_size(store.as_ref(), &sizes, &shard.file, shard.bytes)?;
             first_rows.push(rows);
             rows += shard.rows;
         }
@@ -255,11 +262,11 @@ impl Dataset {
     }
 }
 
-fn check_size(store: &dyn Store, file: &str, expected: u64) -> Result<(), ShardError> {
+fn check_size(store: &dyn Store, sizes: &BTreeMap<String, u64>, file: &str, expected: u64) -> Result<(), ShardError> {
     let path = store.path(file);
-    match store.size(file)? {
+    match sizes.get(file) {
         None => Err(ShardError::MissingFile { path }),
-        Some(found) if found == expected => Ok(()),
+        Some(&found) if found == expected => Ok(()),
         Some(found) => Err(ShardError::DamagedFile {
             path,
             what: "size in bytes",

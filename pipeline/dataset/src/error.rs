@@ -1,7 +1,7 @@
 //! Why a batch cannot be made.
 
 use vela_shard::ShardError;
-use vela_types::{CursorMismatch, TensorError};
+use vela_types::{CursorMismatch, PackFault, TensorError};
 
 /// A failure of the read side: where, what was expected, what was found, what to do.
 #[derive(Debug, thiserror::Error)]
@@ -82,24 +82,9 @@ pub enum DatasetError {
         /// The limit of the spec.
         max_length: u32,
     },
-    /// A packing limit of zero.
-    #[error("packing: `{field}`: expected at least 1, found 0")]
-    PackLimit {
-        /// The limit.
-        field: &'static str,
-    },
-    /// A sample that no row can hold.
-    #[error("packing: the sample at place {place} has {tokens} tokens and {images} images, a row holds at most {} tokens and {} images; raise the limits or build with a smaller `--max-length`", limits.tokens, limits.images)]
-    Unpackable {
-        /// Its place in the epoch.
-        place: u64,
-        /// Its tokens, images expanded.
-        tokens: u32,
-        /// Its images.
-        images: u32,
-        /// The limits.
-        limits: crate::PackLimits,
-    },
+    /// Nothing can be packed so.
+    #[error(transparent)]
+    Pack(#[from] PackFault),
     /// The largest micro-batch of the spec is larger than this process may make.
     #[error(
         "a micro-batch of {num_rows} rows of up to {columns} tokens with up to {num_images} images: expected at most {limit} bytes, found {found}; lower the micro-batch (`batch.micro` of a recipe) or raise the limit (`data.max_batch_bytes`, `loader serve --max-batch-bytes`)"

@@ -11,7 +11,6 @@ mod extent;
 mod health;
 mod local;
 mod order;
-mod packing;
 mod partition;
 mod pixel_pool;
 mod prefetch;
@@ -21,6 +20,7 @@ pub use dataset::{DEFAULT_MAX_BATCH_BYTES, Dataset};
 pub use error::DatasetError;
 pub use local::LocalSource;
 pub use order::EpochOrder;
-pub use packing::{PackItem, PackLimits, PackPlan};
 pub use partition::{Partition, StepPlan, spec_fingerprint};
 pub use prefetch::PrefetchStats;
+// Plans are pure functions of lengths, so they stand with the plain data; this crate is where they are asked for.
+pub use vela_types::{PackFault, PackItem, PackLimits, PackPlan};

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use fixture::{IMAGE_TOKEN, PAD, SHAPE, record, records, settings, write_set};
 use proptest::prelude::*;
 use vela_dataset::{Dataset, LocalSource, Partition, spec_fingerprint};
+use vela_shard::{RemoteOptions, RemoteStore};
 use vela_types::{Batch, BatchSource, BatchSpec, Cursor, IGNORE_LABEL, Position, Record};
 
 const SPEC: BatchSpec =
@@ -249,4 +250,31 @@ fn a_file_url_opens_the_same_set() {
     let by_url = Dataset::open(&format!("file://{}", folder.path().display())).expect("a good set");
     assert_eq!(by_url.info(), dataset.info());
     by_url.verify().expect("every byte is right");
+}
+
+#[test]
+fn a_set_in_a_bucket_gives_the_same_batches() {
+    let (server, cache) = (vela_tests::s3::S3Server::start(), tempfile::tempdir().expect("a folder"));
+    let (url, (_folder, local)) = (server.url("sets/one"), dataset(23));
+    let options = RemoteOptions { settings: server.settings(), ..RemoteOptions::new(cache.path().to_owned()) };
+    let open = || {
+        let store = RemoteStore::open(&url, &options).expect("a store");
+        Dataset::open_in(&url, Arc::new(store))
+    };
+    let fault = open().expect_err("nothing there");
+    assert!(fault.is_wrong_place() && fault.to_string().contains("s3://bucket/sets/one/manifest.json"), "{fault}");
+    fixture::write_set_into(
+        Arc::new(RemoteStore::open(&url, &options).expect("a store")),
+        &settings(),
+        &records(23),
+        5,
+    );
+    let remote = Arc::new(open().expect("a good set"));
+    assert_eq!((remote.info(), remote.url()), (local.info(), url.as_str()));
+    let steps = remote.info().steps_per_epoch(&SPEC) as usize * 2;
+    assert_eq!(take(&mut source(&remote, &SPEC, 5000), steps), take(&mut source(&local, &SPEC, 5000), steps));
+    remote.verify().expect("every byte is right");
+    server.remove("sets/one/shard-00002.parquet");
+    let fault = open().expect_err("a shard is gone");
+    assert!(fault.is_damage() && fault.to_string().contains("shard-00002.parquet"), "{fault}");
 }

@@ -52,9 +52,9 @@ impl AuditConfig {
             Err(PrepareError::Flag { flag: "--rejects", expected: expected.to_owned(), found })
         };
         let folder = list.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let (Ok(folder), Ok(input)) = (folder.canonicalize(), self.input.input.canonicalize()) else {
-            return wrong("a file in a folder that is there");
-        };
+        let Ok(folder) = folder.canonicalize() else { return wrong("a file in a folder that is there") };
+        // A remote input is nowhere below the list.
+        let Ok(input) = self.input.input.canonicalize() else { return Ok(()) };
         let place = folder.join(list.file_name().unwrap_or_default());
         match place.canonicalize().unwrap_or(place).starts_with(&input) {
             true => wrong("a file outside `--input`"),
@@ -115,9 +115,9 @@ impl AuditReport {
 /// If the input is not there or not of its source's format, or the reject list cannot be written.
 pub fn audit(config: &AuditConfig, progress: &Progress, shutdown: &Shutdown) -> Result<AuditReport, PrepareError> {
     config.check()?;
-    let InputConfig { source, input, images, .. } = &config.input;
-    let folder = Arc::new(ImageFolder::open(images.as_deref(), None)?);
-    let set = InputSet::open(*source, input, &folder, None)?;
+    let input = config.input.staged()?;
+    let images = Arc::new(ImageFolder::open(input.images.as_deref(), None)?);
+    let set = InputSet::open(&input, &images, 0, None)?;
     let mut left = config.limit.unwrap_or(u64::MAX);
     progress.set_total(set.num_records().min(left));
     let mut findings = Findings::new(config)?;

@@ -1,15 +1,21 @@
 //! The flags of `pipeline` and what each command does with them.
 
+mod fetch;
+mod generate;
+mod task;
+
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use vela_processor::{ImageCheck, ImageMode};
 use vela_runtime::clap::{self, Args, Parser, Subcommand, ValueEnum};
 use vela_runtime::{ByteSize, CommandError, ExitStatus, Outcome, Progress, Shutdown, run_command};
+use vela_types::PackLimits;
 
 use crate::{
-    AuditConfig, BuildConfig, DemoDataConfig, DialogueConfig, DialogueMode, InputConfig, PrepareError, PreviewConfig,
-    QuestionKind, Source, audit, build_shards, write_demo_data, write_preview,
+    AuditConfig, BuildConfig, BuildReport, CleanConfig, DemoDataConfig, DialogueConfig, DialogueMode, InputConfig, Mix,
+    PrepareError, PreviewConfig, QuestionKind, Source, SourceOptions, StatsConfig, audit, build_shards, shard_stats,
+    write_demo_data, write_preview,
 };
 
 /// Raw image-text data sets to shards that a trainer reads.
@@ -28,7 +34,12 @@ enum Command {
     BuildShards(BuildArgs),
     Audit(AuditArgs),
     Preview(PreviewArgs),
+    Stats(StatsArgs),
+    Fetch(fetch::FetchArgs),
+    Generate(generate::GenerateArgs),
     DemoData(DemoArgs),
+    #[command(hide = true)]
+    Task(task::TaskArgs),
 }
 
 /// What every command that reads raw data asks for.
@@ -43,11 +54,13 @@ struct InputArgs {
     /// Folder with the images; URLs and relative names are mapped into it.
     #[arg(long)]
     images: Option<PathBuf>,
+    #[command(flatten)]
+    options: SourceOptions,
 }
 
 impl From<InputArgs> for InputConfig {
     fn from(args: InputArgs) -> Self {
-        Self { images: args.images, ..Self::new(args.source, args.input) }
+        Self { images: args.images, options: args.options, ..Self::new(args.source, args.input) }
     }
 }
 
@@ -56,16 +69,29 @@ impl From<InputArgs> for InputConfig {
 #[command(after_help = "Examples:
   pipeline build-shards --source llava --input chat.json --images images --processor qwen --output shards
   pipeline build-shards --source sa1b --input data --images sa1b --processor qwen --output shards --dialogue rules
-  pipeline build-shards --source coco --input captions_train2017.json --images train2017 --processor qwen --output shards
+  pipeline build-shards --source coco --input captions_train2017.json --images train2017 --processor qwen --output s3://bucket/coco
+  pipeline build-shards --mix mix.toml --processor qwen --output shards/validation --validation 0.01 --part validation
 
 Exit code: 0 done, 2 wrong use, 3 more rejects than --max-reject (the shards are written all the same), 1 anything else.")]
 struct BuildArgs {
+    /// Raw format.
+    #[arg(long, required_unless_present = "mix", requires = "input")]
+    source: Option<Source>,
+    /// Raw file, or a folder of them.
+    #[arg(long, required_unless_present = "mix", requires = "source")]
+    input: Option<PathBuf>,
+    /// Folder with the images; URLs and relative names are mapped into it.
+    #[arg(long, requires = "source")]
+    images: Option<PathBuf>,
+    /// TOML file of several inputs with weights, instead of --source and --input.
+    #[arg(long, conflicts_with_all = ["source", "dialogue"])]
+    mix: Option<PathBuf>,
     #[command(flatten)]
-    input: InputArgs,
+    options: SourceOptions,
     /// Hugging Face processor folder: tokenizer, chat template, preprocessor_config.json.
     #[arg(long)]
     processor: PathBuf,
-    /// Folder (or file:// URL) of the shard set.
+    /// Where the shard set goes: a folder, or a URL (file://, s3://, gs://, az://).
     #[arg(long)]
     output: String,
     /// How records become dialogues [default: keep for llava, caption for captions].
@@ -77,6 +103,9 @@ struct BuildArgs {
     /// Let `--dialogue rules` ask for the description only where a caption holds no fact.
     #[arg(long)]
     no_description: bool,
+    /// Let `--dialogue rules` put each kind of question in one wording and answer by the fewest words.
+    #[arg(long)]
+    short_answers: bool,
     /// Seed of drawn prompts.
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -98,12 +127,17 @@ struct BuildArgs {
     /// Accepted share of rejected records.
     #[arg(long, default_value_t = 0.05)]
     max_reject: f64,
+    #[command(flatten)]
+    clean: CleanConfig,
 }
 
 /// The image modes by their flag names.
 #[derive(Clone, Copy, ValueEnum)]
 enum ImageModeFlag {
+    /// Pillow's pixels: Hugging Face's slow image processors.
     Pillow,
+    /// torchvision's pixels: Hugging Face's fast image processors.
+    Torchvision,
 }
 
 /// Looks at every record and image before anything is built: what would be rejected, by cause. Needs no processor.
@@ -135,10 +169,12 @@ struct AuditArgs {
 
 /// One HTML page of what the model will see: images, dialogues, tokens coloured by label.
 #[derive(Args)]
-#[command(after_help = "Example:
-  pipeline preview --shards shards --html preview.html")]
+#[command(after_help = "Examples:
+  pipeline preview --shards shards --html preview.html
+  pipeline preview --shards shards --html preview.html --limit 50 --seed 7 --tokens-per-image 576
+  pipeline preview --shards shards --html one.html --sample llava/chat/000000033471")]
 struct PreviewArgs {
-    /// Folder (or file:// URL) of a shard set.
+    /// Folder or URL (file://, s3://, gs://, az://) of a shard set.
     #[arg(long)]
     shards: String,
     /// Page to write.
@@ -150,6 +186,49 @@ struct PreviewArgs {
     /// Records to show.
     #[arg(long, default_value_t = 24)]
     limit: u64,
+    /// Draw the records by this seed [default: spread evenly over the set].
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Show the record with this id; may be given several times.
+    #[arg(long, conflicts_with_all = ["limit", "seed"])]
+    sample: Vec<String>,
+    /// Tokens that an image takes once a tower expands it.
+    #[arg(long)]
+    tokens_per_image: Option<u32>,
+}
+
+/// Counts a shard set: lengths, languages, sources, duplicates, and what padding and packing cost. Reads no pixels.
+#[derive(Args)]
+#[command(after_help = "Examples:
+  pipeline stats --shards shards
+  pipeline stats --shards shards --html stats.html --tokens-per-image 256 --pack-length 4096 --json
+
+Exit code: 0 done, 2 wrong use, 1 anything else.")]
+struct StatsArgs {
+    /// Folder or URL (file://, s3://, gs://, az://) of a shard set.
+    #[arg(long)]
+    shards: String,
+    /// Page to write.
+    #[arg(long)]
+    html: Option<PathBuf>,
+    /// Tokens that an image takes once a tower expands it.
+    #[arg(long, default_value_t = 576)]
+    tokens_per_image: u32,
+    /// Samples of a batch.
+    #[arg(long, default_value_t = 32)]
+    batch: u32,
+    /// Tokens of a packed row.
+    #[arg(long, default_value_t = 2048)]
+    pack_length: u32,
+    /// Most images of a packed row.
+    #[arg(long, default_value_t = 64)]
+    pack_images: u32,
+    /// Samples packed together.
+    #[arg(long, default_value_t = 4096)]
+    pack_window: u32,
+    /// Threads [default: all cores].
+    #[arg(long)]
+    workers: Option<usize>,
 }
 
 /// Renders a small bilingual data set of coloured shapes in the raw layouts of sa1b and llava.
@@ -187,32 +266,58 @@ pub fn run() -> ExitCode {
         Command::BuildShards(args) => build(args, shutdown),
         Command::Audit(args) => audit_input(args, shutdown),
         Command::Preview(args) => preview(args),
+        Command::Stats(args) => stats(args),
+        Command::Fetch(args) => fetch::run(args, shutdown),
+        Command::Generate(args) => generate::run(args, shutdown),
         Command::DemoData(args) => demo_data(args),
+        Command::Task(args) => task::task(args, shutdown),
     })
 }
 
 impl BuildArgs {
+    /// The inputs and what is kept of them, from the flags or from the mix file.
+    fn inputs(&mut self) -> Result<(Vec<InputConfig>, CleanConfig), PrepareError> {
+        let clean = std::mem::take(&mut self.clean);
+        if let Some(path) = &self.mix {
+            let mix = Mix::read(path)?;
+            let clean = if clean == CleanConfig::default() { mix.clean } else { clean };
+            return Ok((mix.inputs, clean));
+        }
+        let (Some(source), Some(input)) = (self.source, self.input.take()) else {
+            let (expected, found) = ("`--source` and `--input`, or `--mix`".to_owned(), "none".to_owned());
+            return Err(PrepareError::Flag { flag: "--input", expected, found });
+        };
+        let defaults = InputConfig::new(source, input);
+        let (images, options) = (self.images.take(), std::mem::take(&mut self.options));
+        let dialogue = self.dialogue(defaults.dialogue.mode)?;
+        Ok((vec![InputConfig { images, options, dialogue, ..defaults }], clean))
+    }
+
     /// How records become dialogues; the flags of rule dialogues are refused without them.
-    fn dialogue(&self) -> Result<DialogueConfig, PrepareError> {
-        let mode = self.dialogue.unwrap_or(InputConfig::new(self.input.source, "").dialogue.mode);
-        let given = [("--max-facts", self.max_facts.is_some()), ("--no-description", self.no_description)];
+    fn dialogue(&self, default: DialogueMode) -> Result<DialogueConfig, PrepareError> {
+        let mode = self.dialogue.unwrap_or(default);
+        let given = [
+            ("--max-facts", self.max_facts.is_some()),
+            ("--no-description", self.no_description),
+            ("--short-answers", self.short_answers),
+        ];
         if let Some((flag, _)) = given.into_iter().find(|(_, given)| *given && mode != DialogueMode::Rules) {
             let found = format!("--dialogue {}", format!("{mode:?}").to_lowercase());
             return Err(PrepareError::Flag { flag, expected: "`--dialogue rules` beside it".to_owned(), found });
         }
         let defaults = DialogueConfig::from(mode);
         let max_facts = self.max_facts.unwrap_or(defaults.max_facts);
-        Ok(DialogueConfig { max_facts, description: !self.no_description, ..defaults })
+        let (description, short_answers) = (!self.no_description, self.short_answers);
+        Ok(DialogueConfig { max_facts, description, short_answers, ..defaults })
     }
 }
 
 impl TryFrom<BuildArgs> for BuildConfig {
     type Error = PrepareError;
 
-    fn try_from(args: BuildArgs) -> Result<Self, PrepareError> {
-        let dialogue = args.dialogue()?;
-        let input = InputConfig { dialogue, ..args.input.into() };
-        let defaults = Self::new(vec![input], args.processor, args.output);
+    fn try_from(mut args: BuildArgs) -> Result<Self, PrepareError> {
+        let (inputs, clean) = args.inputs()?;
+        let defaults = Self::new(inputs, args.processor, args.output);
         Ok(Self {
             seed: args.seed,
             workers: args.workers.unwrap_or(defaults.workers),
@@ -221,8 +326,10 @@ impl TryFrom<BuildArgs> for BuildConfig {
             max_length: args.max_length,
             image_mode: match args.image_mode {
                 ImageModeFlag::Pillow => ImageMode::Pillow,
+                ImageModeFlag::Torchvision => ImageMode::Torchvision,
             },
             max_reject: args.max_reject,
+            clean,
             ..defaults
         })
     }
@@ -232,16 +339,19 @@ fn build(args: BuildArgs, shutdown: &Shutdown) -> Result<Outcome, CommandError> 
     let config = BuildConfig::try_from(args).map_err(command_error)?;
     let progress = Progress::new("records", None);
     let report = build_shards(&config, &progress, shutdown).map_err(command_error)?;
+    build_outcome(&report, config.max_reject)
+}
+
+fn build_outcome(report: &BuildReport, max_reject: f64) -> Result<Outcome, CommandError> {
     let mut text = report.to_text();
-    if report.reject_rate() <= config.max_reject {
-        return Ok(Outcome::done(&report, text)?);
+    if report.reject_rate() <= max_reject {
+        return Ok(Outcome::done(report, text)?);
     }
     text.push_str(&format!(
-        "{:.2} of the records were rejected, more than --max-reject {}; the shards were written all the same\n",
-        report.reject_rate(),
-        config.max_reject
+        "{:.2} of the records were rejected, more than --max-reject {max_reject}; the shards were written all the same\n",
+        report.reject_rate()
     ));
-    Ok(Outcome::done(&report, text)?.with_status(ExitStatus::Quality))
+    Ok(Outcome::done(report, text)?.with_status(ExitStatus::Quality))
 }
 
 fn audit_input(args: AuditArgs, shutdown: &Shutdown) -> Result<Outcome, CommandError> {
@@ -265,10 +375,37 @@ fn audit_input(args: AuditArgs, shutdown: &Shutdown) -> Result<Outcome, CommandE
 }
 
 fn preview(args: PreviewArgs) -> Result<Outcome, CommandError> {
-    let config =
-        PreviewConfig { shards: args.shards, html: args.html, processor: args.processor, num_records: args.limit };
+    let config = PreviewConfig {
+        processor: args.processor,
+        num_records: args.limit,
+        seed: args.seed,
+        ids: args.sample,
+        tokens_per_image: args.tokens_per_image,
+        ..PreviewConfig::new(args.shards, args.html)
+    };
     let report = write_preview(&config).map_err(command_error)?;
-    let text = format!("{} samples: {}", report.samples, report.html.display());
+    let mut text = format!("{} samples: {}\n", report.samples, report.html.display());
+    if report.left_out > 0 {
+        text.push_str(&format!("{} more were asked for, but the page is full\n", report.left_out));
+    }
+    Ok(Outcome::done(&report, text)?)
+}
+
+fn stats(args: StatsArgs) -> Result<Outcome, CommandError> {
+    let defaults = StatsConfig::new(args.shards);
+    let config = StatsConfig {
+        html: args.html,
+        tokens_per_image: args.tokens_per_image,
+        batch: args.batch,
+        packing: PackLimits { tokens: args.pack_length, images: args.pack_images, window: args.pack_window },
+        workers: args.workers.unwrap_or(defaults.workers),
+        ..defaults
+    };
+    let report = shard_stats(&config, &Progress::new("records", None)).map_err(command_error)?;
+    let mut text = report.to_text();
+    if let Some(html) = &config.html {
+        text.push_str(&format!("page: {}\n", html.display()));
+    }
     Ok(Outcome::done(&report, text)?)
 }
 

@@ -4,7 +4,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use vela_processor::ProcessorError;
+use vela_runtime::ConfigError;
 use vela_shard::ShardError;
+use vela_types::Fingerprint;
 
 /// A fault of a whole file, folder, flag or device.
 #[derive(Debug, thiserror::Error)]
@@ -30,6 +32,9 @@ pub enum PrepareError {
         /// What was given.
         found: String,
     },
+    /// A mix file is not what it should be.
+    #[error(transparent)]
+    Mix(#[from] ConfigError),
     /// The input folder holds no file of the source's format.
     #[error("`--input {}`: expected {expected}, found none", path.display())]
     NoFiles {
@@ -72,14 +77,79 @@ pub enum PrepareError {
         source: Box<polars::error::PolarsError>,
     },
     /// A Parquet file lacks a column of the source's format.
-    #[error("`--input`: `{}`: expected a text column `{column}`, found the columns {found}", path.display())]
+    #[error("`--input`: `{}`: expected a column `{column}`, found the columns {found}", path.display())]
     MissingColumn {
         /// The file.
         path: PathBuf,
         /// The column.
-        column: &'static str,
+        column: String,
         /// Columns of the file.
         found: String,
+    },
+    /// A column or flag names a field that a file does not have as text.
+    #[error("`--input`: `{}`: expected a text column `{field}`, found {found}; name it by `--column`", path.display())]
+    MissingField {
+        /// The file.
+        path: PathBuf,
+        /// The field.
+        field: String,
+        /// Fields of the file.
+        found: String,
+    },
+    /// Another process has the ledger or cache open.
+    #[error("`{}` is in use by another process; wait for it, or choose another output", path.display())]
+    JournalInUse {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A file where our ledger or cache should be is something else.
+    #[error("`{}`: expected a journal of `{expected}`, found another file; it was left as it is", path.display())]
+    ForeignJournal {
+        /// The file.
+        path: PathBuf,
+        /// The command that keeps such a journal.
+        expected: &'static str,
+    },
+    /// The HTTP client cannot do its work at all.
+    #[error("cannot {what}: {cause}")]
+    Http {
+        /// What was tried.
+        what: String,
+        /// What the client said.
+        cause: String,
+    },
+    /// A signal asked a fetch to stop.
+    #[error(
+        "stopped by a signal after {done} images; run the same command again to continue in `{}`", path.display()
+    )]
+    FetchStopped {
+        /// The output folder.
+        path: PathBuf,
+        /// Images that are there.
+        done: u64,
+    },
+    /// The language model's server refuses what everybody would ask of it, or is gone.
+    #[error(
+        "`--endpoint {endpoint}` gives no answers (`{cause}`): {detail}; what it has answered is kept, run again to continue"
+    )]
+    Endpoint {
+        /// The endpoint.
+        endpoint: String,
+        /// The last failure in one word.
+        cause: String,
+        /// The last failure.
+        detail: String,
+    },
+    /// A signal asked a generation to stop.
+    #[error(
+        "stopped by a signal after {done} records; their answers are kept in `{}`, run the same command again to continue",
+        cache.display()
+    )]
+    GenerateStopped {
+        /// The paid answers.
+        cache: PathBuf,
+        /// Records settled.
+        done: u64,
     },
     /// The output folder is in use.
     #[error(
@@ -94,6 +164,21 @@ pub enum PrepareError {
         expected: String,
         /// What it holds.
         found: String,
+    },
+    /// A task of another build, or of this one where its inputs look different.
+    #[error(
+        "task for shard {index}: expected the plan `{}`, found `{}`: this process sees other inputs, images or settings than the \
+         one that planned; make them the same or plan again",
+        expected.short(),
+        found.short()
+    )]
+    OtherPlan {
+        /// The task's plan.
+        expected: Fingerprint,
+        /// The plan that this process derives.
+        found: Fingerprint,
+        /// The task's shard.
+        index: u32,
     },
     /// A signal asked to stop; what is finished stays and the same command continues.
     #[error("stopped by a signal after {done} of {total} shards; run the same command again to continue in `{}`", path.display())]
@@ -167,11 +252,15 @@ impl PrepareError {
         matches!(
             self,
             Self::Flag { .. }
+                | Self::Mix(_)
                 | Self::NoFiles { .. }
                 | Self::BrokenFile { .. }
                 | Self::WrongFormat { .. }
                 | Self::MissingColumn { .. }
+                | Self::MissingField { .. }
+                | Self::ForeignJournal { .. }
                 | Self::OutputInUse { .. }
+                | Self::OtherPlan { .. }
                 | Self::ProcessorFolder { .. }
         )
     }

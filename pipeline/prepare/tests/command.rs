@@ -79,10 +79,17 @@ fn the_json_line_has_the_keys_that_scripts_rely_on() {
     assert_eq!((report["samples"].as_u64(), report["images"].as_u64()), (Some(30), Some(30)));
     let output = run(&["preview", "--shards", &shards, "--html", &html, "--limit", "5", "--json"]);
     assert_eq!(output.status.code(), Some(0), "{output:?}");
-    let page = fs::read_to_string(html).expect("page");
-    assert_eq!(page.matches("<article>").count(), 5);
+    let page = fs::read_to_string(&html).expect("page");
+    assert_eq!(page.matches("<article").count(), 5);
     assert!(page.contains("data:image/png;base64,") && page.contains("class=\"l\"") && page.contains("图形"));
     assert!(!page.contains("src=\"http"), "the page needs nothing but itself");
+    let output = run(&["stats", "--shards", &shards, "--tokens-per-image", "16", "--html", &html, "--json"]);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let report = json_line(&output);
+    for key in ["samples", "images", "tokens", "label_tokens", "languages", "sources", "lengths", "duplicates"] {
+        assert!(!report[key].is_null(), "{key}: {report}");
+    }
+    assert!(report["packing"]["padding"].as_f64() < report["padding"]["fixed"].as_f64(), "{report}");
 }
 
 #[test]
@@ -170,13 +177,15 @@ fn wrong_folders_formats_and_urls_are_wrong_use() {
     }
     let changes = [("--source", "coco"), ("--input", llava)];
     assert_usage(&with(&changes), &["--input", "annotations", llava]);
-    assert_usage(&with(&[("--output", "s3://bucket/shards")]), &["--output", "file://", "s3://bucket/shards"]);
+    assert_usage(&with(&[("--output", "ftp://host/shards")]), &["--output", "file://", "s3://", "ftp://host/shards"]);
     assert!(!Path::new(&shards).exists(), "nothing was written");
 
     let html = text(root.path(), "page.html");
     let preview = |shards: &str| run(&["preview", "--shards", shards, "--html", &html]);
     assert_usage(&preview(&shards), &["--shards", &shards, "manifest.json"]);
-    assert_usage(&preview("s3://bucket/shards"), &["--shards", "file://", "s3://bucket/shards"]);
+    assert_usage(&preview("ftp://host/shards"), &["--shards", "file://", "s3://", "ftp://host/shards"]);
+    assert_usage(&run(&["stats", "--shards", &shards]), &["--shards", &shards, "manifest.json"]);
+    assert_usage(&run(&["stats", "--shards", &shards, "--batch", "0"]), &["--batch", "at least 1"]);
 }
 
 #[test]

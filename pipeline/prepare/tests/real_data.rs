@@ -60,7 +60,7 @@ fn published_llava_records_are_read_without_a_reject() {
         return;
     };
     let images = Arc::new(ImageFolder::open(None, None).expect("no folder"));
-    let set = InputSet::open(Source::Llava, &folder, &images, None).expect("files");
+    let set = InputSet::open(&InputConfig::new(Source::Llava, &folder), &images, 0, None).expect("files");
     assert!(set.files.len() >= 5);
     let mut num_samples = 0;
     for file in &set.files {

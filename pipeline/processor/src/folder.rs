@@ -11,7 +11,9 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 use vela_types::{Fingerprint, IMAGE_MARK};
 
-use crate::ProcessorError;
+use crate::settings::SETTINGS_FILE;
+use crate::tiktoken::{self, Family, LLAMA3_FILE, QWEN_FILE};
+use crate::{ProcessorError, ProcessorOptions, settings::Settings};
 
 pub(crate) const TOKENIZER_FILE: &str = "tokenizer.json";
 pub(crate) const TOKENIZER_CONFIG_FILE: &str = "tokenizer_config.json";
@@ -22,17 +24,24 @@ pub(crate) const TEMPLATE_FILE: &str = "chat_template.jinja";
 pub(crate) const TEMPLATE_JSON_FILE: &str = "chat_template.json";
 pub(crate) const PREPROCESSOR_FILE: &str = crate::pixels::PREPROCESSOR_FILE;
 
-/// All files that matter. `vocab.json` and what belongs to it count only where there is no `tokenizer.json`.
-const FILES: [&str; 8] = [
+/// All files that matter.
+const FILES: [&str; 11] = [
     TOKENIZER_FILE,
     TOKENIZER_CONFIG_FILE,
     VOCAB_FILE,
     MERGES_FILE,
     ADDED_TOKENS_FILE,
+    QWEN_FILE,
+    LLAMA3_FILE,
     TEMPLATE_FILE,
     TEMPLATE_JSON_FILE,
     PREPROCESSOR_FILE,
+    SETTINGS_FILE,
 ];
+
+/// Files that say the same in another form, the first that is there counts and the others are left out.
+const TOKENIZERS: [&[&str]; 4] =
+    [&[TOKENIZER_FILE], &[VOCAB_FILE, MERGES_FILE, ADDED_TOKENS_FILE], &[QWEN_FILE], &[LLAMA3_FILE]];
 
 /// Name to content, in name order.
 pub(crate) struct Folder {
@@ -40,8 +49,8 @@ pub(crate) struct Folder {
 }
 
 impl Folder {
-    /// Reads `dir` and brings it to canonical form.
-    pub(crate) fn read(dir: &Path) -> Result<Self, ProcessorError> {
+    /// Reads `dir` and brings it to canonical form under the caller's options; also the settings that hold.
+    pub(crate) fn read(dir: &Path, options: &ProcessorOptions) -> Result<(Self, Settings), ProcessorError> {
         let mut folder = Self { files: BTreeMap::new() };
         for name in FILES {
             match fs::read(dir.join(name)) {
@@ -50,9 +59,13 @@ impl Folder {
                 Err(source) => return Err(ProcessorError::File { path: dir.join(name), source }),
             }
         }
+        let settings = Settings::resolve(folder.get(SETTINGS_FILE), options)?;
+        folder.files.remove(SETTINGS_FILE);
+        folder.files.extend(settings.to_file().map(|content| (SETTINGS_FILE, content)));
         folder.check(dir)?;
+        folder.declare_tiktoken_specials()?;
         folder.declare_image_token()?;
-        Ok(folder)
+        Ok((folder, settings))
     }
 
     /// Writes every file into `dir`, which is made if need be.
@@ -64,6 +77,11 @@ impl Folder {
             fs::write(&path, content).map_err(|source| fault(&path, source))?;
         }
         Ok(())
+    }
+
+    /// Every file in name order.
+    pub(crate) fn files(&self) -> impl Iterator<Item = (&str, &[u8])> {
+        self.files.iter().map(|(name, content)| (*name, content.as_slice()))
     }
 
     /// A file's content, if the folder has it.
@@ -85,7 +103,7 @@ impl Folder {
             hasher.update(&(bytes.len() as u64).to_le_bytes());
             hasher.update(bytes);
         };
-        item(b"vela-processor-1");
+        item(b"vela-processor-2");
         for (name, content) in &self.files {
             item(name.as_bytes());
             item(content);
@@ -94,23 +112,49 @@ impl Folder {
         Fingerprint(*hasher.finalize().as_bytes())
     }
 
+    /// The tiktoken file that the tokenizer is built from and what is known of it.
+    pub(crate) fn tiktoken(&self) -> Option<(&'static Family, &[u8])> {
+        self.files.iter().find_map(|(name, content)| Some((Family::of_file(name)?, content.as_slice())))
+    }
+
     fn check(&mut self, dir: &Path) -> Result<(), ProcessorError> {
         let has = |name: &str| self.files.contains_key(name);
         let missing = |expected| Err(ProcessorError::MissingFile { dir: dir.to_path_buf(), expected });
-        let tokenizes = has(TOKENIZER_FILE) || (has(VOCAB_FILE) && has(MERGES_FILE));
-        if !tokenizes {
-            return missing("`tokenizer.json`, or `vocab.json` with `merges.txt`");
-        }
-        if !has(TOKENIZER_CONFIG_FILE) {
+        let complete = |files: &&&[&str]| files.iter().all(|file| has(file) || *file == ADDED_TOKENS_FILE);
+        let Some(chosen) = TOKENIZERS.iter().find(complete) else {
+            return missing(
+                "`tokenizer.json`, or `vocab.json` with `merges.txt`, or a tiktoken file (`qwen.tiktoken`, `tokenizer.model`)",
+            );
+        };
+        let is_tiktoken = chosen.iter().any(|file| Family::of_file(file).is_some());
+        if !has(TOKENIZER_CONFIG_FILE) && !is_tiktoken {
             return missing("`tokenizer_config.json`");
         }
         if !has(PREPROCESSOR_FILE) {
             return missing("`preprocessor_config.json`");
         }
-        if has(TOKENIZER_FILE) {
-            self.files.retain(|name, _| ![VOCAB_FILE, MERGES_FILE, ADDED_TOKENS_FILE].contains(name));
+        let superseded = |name: &str| !chosen.contains(&name) && TOKENIZERS.iter().any(|files| files.contains(&name));
+        self.files.retain(|name, _| !superseded(name));
+        if is_tiktoken {
+            self.files.entry(TOKENIZER_CONFIG_FILE).or_insert_with(|| b"{}".to_vec());
         }
-        Ok(())
+        let config = self.json(TOKENIZER_CONFIG_FILE)?;
+        match &config["added_tokens_decoder"] {
+            Value::Null | Value::Object(_) => Ok(()),
+            other => Err(ProcessorError::Setting {
+                file: TOKENIZER_CONFIG_FILE,
+                key: "added_tokens_decoder".into(),
+                expected: "an object of tokens by id".into(),
+                found: other.to_string(),
+            }),
+        }
+    }
+
+    /// Writes a tiktoken family's special tokens into the tokenizer's config, where its publisher keeps them in code.
+    fn declare_tiktoken_specials(&mut self) -> Result<(), ProcessorError> {
+        let Some((family, content)) = self.tiktoken() else { return Ok(()) };
+        let num_ranks = tiktoken::parse(family.file, content)?.len();
+        self.edit(TOKENIZER_CONFIG_FILE, |config| family.declare(num_ranks, config))
     }
 
     /// Adds `<image>` at the next free id to the files that list added tokens, unless the tokenizer knows it.
@@ -173,9 +217,13 @@ impl Folder {
     }
 
     fn edit(&mut self, name: &'static str, change: impl FnOnce(&mut Map<String, Value>)) -> Result<(), ProcessorError> {
-        let mut content = self.json(name)?;
+        let before = self.json(name)?;
+        let mut content = before.clone();
         if let Value::Object(fields) = &mut content {
             change(fields);
+        }
+        if content == before {
+            return Ok(());
         }
         let text =
             serde_json::to_vec_pretty(&content).map_err(|source| ProcessorError::Json { file: name.into(), source })?;

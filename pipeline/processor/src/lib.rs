@@ -6,17 +6,24 @@
 //! and chat. It refuses to guess: an unknown image processor, a template that alters an answer, a file that ends
 //! early or a sample without labels is an error with a cause, and it reads neither the network nor the clock.
 
+mod builtin;
+mod byte_level;
 pub mod codec;
 mod error;
 mod folder;
+mod pieces;
 mod pixels;
 mod processor;
+mod settings;
 mod spans;
 mod template;
+mod tiktoken;
 mod tokenizer;
 mod train;
 
+pub use builtin::template_names;
 pub use error::ProcessorError;
-pub use processor::{ImageCheck, ImageMode, Processed, Processor, ProcessorOptions, Rendered, Tokens, check_image};
+pub use pixels::{ImageMode, ImageProcessor};
+pub use processor::{ImageCheck, Processed, Processor, ProcessorOptions, Rendered, Tokens, check_image};
 pub use template::TemplateDate;
 pub use train::train_tokenizer;

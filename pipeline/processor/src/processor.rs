@@ -6,14 +6,14 @@ use std::ops::Range;
 use std::path::Path;
 
 use bytes::Bytes;
-use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use vela_types::{
     Fingerprint, IGNORE_LABEL, IMAGE_MARK, ImageRef, ImageTensor, ProcessorSummary, Record, Role, Sample, Turn,
 };
 
 use crate::folder::{Folder, PREPROCESSOR_FILE, TEMPLATE_FILE, TEMPLATE_JSON_FILE, TOKENIZER_CONFIG_FILE};
-use crate::pixels::{self, PreprocessorConfig};
+use crate::pixels::{self, ImageMode, PreprocessorConfig};
+use crate::settings::{Settings, known_templates};
 use crate::template::{ChatTemplate, SpecialTokens, TemplateDate};
 use crate::tokenizer::TextTokenizer;
 use crate::{ProcessorError, spans};
@@ -23,31 +23,19 @@ const MAX_ENCODED_BYTES: u64 = 256 << 20;
 /// Read of an image of which only the header is wanted.
 const HEADER_BYTES: u64 = 64 << 10;
 
-/// Whose pixels are reproduced, bit for bit.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum ImageMode {
-    /// Pillow's: what Hugging Face calls slow (PIL) image processors.
-    #[default]
-    Pillow,
-}
-
-impl ImageMode {
-    /// The name in manifests and flags.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Pillow => "pillow",
-        }
-    }
-}
-
-/// What is chosen by the caller rather than by the folder.
+/// What the caller chooses. What is left open is as the folder's `vela_processor.json` says, else as by default; a
+/// saved processor has the choice in that file, so that whoever loads the copy gets the same ids and pixels.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ProcessorOptions {
-    /// Whose pixels are reproduced.
-    pub image_mode: ImageMode,
+    /// Whose pixels are reproduced; by default Pillow's.
+    pub image_mode: Option<ImageMode>,
+    /// A built-in chat template ([`template_names`](crate::template_names)), which counts before the folder's own.
+    pub template: Option<String>,
     /// The day that `strftime_now` tells in templates that ask for it: fixed, so that bytes never depend on the clock.
-    pub template_date: TemplateDate,
+    /// By default 26 July 2024.
+    pub template_date: Option<TemplateDate>,
+    /// The system turn of dialogues that bring none; by default whatever the template does without one.
+    pub system: Option<String>,
 }
 
 /// A sample turned into a record.
@@ -66,6 +54,10 @@ pub struct Rendered {
     pub text: String,
     /// Byte spans of the assistant turns within `text`, end-of-turn token included, in order.
     pub assistant_spans: Vec<Range<usize>>,
+    /// Byte spans where a turn says what a special token is written as: encoded as the plain text that it is.
+    pub plain_spans: Vec<Range<usize>>,
+    /// Bytes before which the template starts a new piece of text: no token spans them.
+    pub cuts: Vec<usize>,
 }
 
 /// Token ids with their labels, of equal length.
@@ -88,34 +80,44 @@ pub struct Processor {
 }
 
 impl Processor {
-    /// Loads `tokenizer.json` (or Qwen2's `vocab.json` with `merges.txt`), `tokenizer_config.json`, the chat template
-    /// (`chat_template.jinja`, `chat_template.json` or the tokenizer config's) and `preprocessor_config.json`.
-    /// A tokenizer without `<image>` gets it as a special token at the next free id.
+    /// Loads a tokenizer (`tokenizer.json`, or Qwen2's `vocab.json` with `merges.txt`, or the tiktoken files
+    /// `qwen.tiktoken` or `tokenizer.model`), `tokenizer_config.json`, the chat template (a built-in one that the
+    /// options or `vela_processor.json` name, else `chat_template.jinja`, `chat_template.json` or the tokenizer
+    /// config's) and `preprocessor_config.json`. A tokenizer without `<image>` gets it as a special token at the next
+    /// free id.
     ///
     /// # Errors
-    /// A file that is absent, malformed or asks for what is not supported; a template that alters answers or closes
-    /// them with no token.
+    /// A file that is absent, malformed or asks for what is not supported; a template that alters answers, closes
+    /// them with no token or starts twice.
     pub fn load(dir: &Path, options: &ProcessorOptions) -> Result<Self, ProcessorError> {
-        let folder = Folder::read(dir)?;
+        let (folder, settings) = Folder::read(dir, options)?;
         let config = folder.json(TOKENIZER_CONFIG_FILE)?;
         let special_tokens = special_tokens(&config);
         let tokenizer = TextTokenizer::load(&folder)?;
-        let source = template_source(&folder, &config)?;
-        let template = ChatTemplate::new(&source, special_tokens.clone(), options.template_date)?;
-        let image = PreprocessorConfig::parse(folder.get(PREPROCESSOR_FILE).unwrap_or_default())?;
+        let template = chat_template(&folder, &config, &settings, special_tokens.clone())?;
+        let image =
+            PreprocessorConfig::parse(folder.get(PREPROCESSOR_FILE).unwrap_or_default(), settings.image_mode())?;
 
-        let end_of_turn_id = probe_end_of_turn(&template, &tokenizer)?;
+        let mut stop_ids = probe_end_of_turn(&template, &tokenizer)?;
+        let end_of_turn_id = stop_ids[0];
         let id_of = |token: &Option<String>| token.as_ref().and_then(|token| tokenizer.id(token));
+        check_start(&template, &tokenizer, id_of(&special_tokens.bos_token))?;
         let eos_id = id_of(&special_tokens.eos_token);
-        let mut stop_ids = vec![end_of_turn_id];
-        stop_ids.extend(eos_id.filter(|&id| id != end_of_turn_id));
+        stop_ids.extend(eos_id.filter(|id| !stop_ids.contains(id)));
         let image_token_id = tokenizer.id(IMAGE_MARK).ok_or_else(|| setting("added_tokens", IMAGE_MARK, "none"))?;
-        let mode = options.image_mode.as_str();
+        let mode = settings.image_mode().as_str();
+        let date = String::from(settings.template_date());
+        let builtin = settings.builtin()?;
+        let mut hashed = vec![mode, &date];
+        // The folder's own template is hashed with its file.
+        hashed.extend(builtin.map(|builtin| builtin.source));
         let summary = ProcessorSummary {
-            fingerprint: folder.fingerprint(&[mode, &options.template_date.iso()]),
+            fingerprint: folder.fingerprint(&hashed),
             image_shape: image.shape,
             normalization: image.normalization.clone(),
             image_mode: mode.to_owned(),
+            template: builtin.map_or("folder", |builtin| builtin.name).to_owned(),
+            template_date: date,
             vocab_size: tokenizer.num_ids(),
             image_token_id,
             pad_token_id: id_of(&special_tokens.pad_token).or(eos_id).unwrap_or(end_of_turn_id),
@@ -124,8 +126,8 @@ impl Processor {
         Ok(Self { folder, tokenizer, template, image, summary, stop_ids })
     }
 
-    /// What a model must know of this processor. Its fingerprint is blake3 over the folder's files, the image mode
-    /// and the template's date.
+    /// What a model must know of this processor. Its fingerprint is blake3 over the folder's files, the image mode,
+    /// the template's date and the built-in template, if one is chosen.
     pub fn summary(&self) -> &ProcessorSummary {
         &self.summary
     }
@@ -163,25 +165,26 @@ impl Processor {
 
     /// Ids of a dialogue with labels on every assistant turn, its end-of-turn token included.
     ///
-    /// A token is labelled if it shares a byte with a span, as in transformers' assistant masks.
+    /// A token is labelled if it shares a byte with a span, as in transformers' assistant masks. Only the template
+    /// writes special tokens: what looks like one in a turn is encoded as plain text, but for a user turn's `<image>`.
     ///
     /// # Errors
     /// As [`Processor::render`]; and if no token is labelled.
     pub fn encode_dialogue(&self, turns: &[Turn]) -> Result<Tokens, ProcessorError> {
         let rendered = self.render(turns, false)?;
-        let encoding = self.tokenizer.encode(&rendered.text)?;
+        let encoded = self.tokenizer.encode(&rendered)?;
         let mut spans = rendered.assistant_spans.iter().peekable();
-        let label = |(&id, &(start, end)): (&u32, &(usize, usize))| {
-            while spans.next_if(|span| span.end <= start).is_some() {}
-            let spoken = spans.peek().is_some_and(|span| span.start < end && start < span.end);
+        let label = |(&id, bytes): (&u32, &Range<usize>)| {
+            while spans.next_if(|span| span.end <= bytes.start).is_some() {}
+            let spoken = spans.peek().is_some_and(|span| span.start < bytes.end && bytes.start < span.end);
             if spoken { id as i32 } else { IGNORE_LABEL }
         };
-        let labels: Vec<i32> = encoding.get_ids().iter().zip(encoding.get_offsets()).map(label).collect();
+        let labels: Vec<i32> = encoded.ids.iter().zip(&encoded.spans).map(label).collect();
         // The first token is never predicted.
         if labels.iter().skip(1).all(|&label| label == IGNORE_LABEL) {
             return Err(ProcessorError::NoLabels);
         }
-        Ok(Tokens { input_ids: encoding.get_ids().to_vec(), labels })
+        Ok(Tokens { input_ids: encoded.ids, labels })
     }
 
     /// Ids of a dialogue up to where the assistant answers next: what generation starts from.
@@ -189,8 +192,16 @@ impl Processor {
     /// # Errors
     /// As [`Processor::render`].
     pub fn encode_prompt(&self, turns: &[Turn]) -> Result<Vec<u32>, ProcessorError> {
-        let text = self.template.render(turns, true)?;
-        Ok(self.tokenizer.encode(&text)?.get_ids().to_vec())
+        let rendered = spans::render_prompt(&self.template, &self.tokenizer, turns)?;
+        Ok(self.tokenizer.encode(&rendered)?.ids)
+    }
+
+    /// Ids of a text that belongs to no dialogue: no template, nothing added, no special token seen in it.
+    ///
+    /// # Errors
+    /// If the tokenizer fails.
+    pub fn encode_text(&self, text: &str) -> Result<Vec<u32>, ProcessorError> {
+        self.tokenizer.encode_plain(text)
     }
 
     /// The text of `ids`, without special tokens if `skip_special`.
@@ -208,8 +219,7 @@ impl Processor {
     /// The image variants of [`ProcessorError`].
     pub fn load_image(&self, image: &ImageRef) -> Result<ImageTensor, ProcessorError> {
         let encoded = read_image(image)?;
-        let picture = pixels::decode_rgb(&encoded, image.name())?;
-        let data = Bytes::from(pixels::to_tensor(&picture, &self.image));
+        let data = Bytes::from(pixels::load_tensor(&encoded, image.name(), &self.image)?);
         let hash = Fingerprint(*blake3::hash(&data).as_bytes());
         Ok(ImageTensor { shape: self.image.shape, data, hash })
     }
@@ -222,7 +232,12 @@ impl Processor {
         self.folder.write(dir)
     }
 
-    /// Ids that end generation: the end-of-turn token, and the tokenizer's eos token where it is another.
+    /// Those files, by name.
+    pub fn files(&self) -> impl Iterator<Item = (&str, &[u8])> {
+        self.folder.files()
+    }
+
+    /// Ids that end generation: what closes the template's turns, and the tokenizer's eos token where it is another.
     pub fn stop_ids(&self) -> &[u32] {
         &self.stop_ids
     }
@@ -326,6 +341,21 @@ fn special_tokens(config: &Value) -> SpecialTokens {
     }
 }
 
+/// The template that the settings name, else the folder's.
+fn chat_template(
+    folder: &Folder,
+    config: &Value,
+    settings: &Settings,
+    tokens: SpecialTokens,
+) -> Result<ChatTemplate, ProcessorError> {
+    let date = settings.template_date();
+    let template = match settings.builtin()? {
+        Some(builtin) => ChatTemplate::builtin(builtin, tokens, date)?,
+        None => ChatTemplate::new(&template_source(folder, config)?, tokens, date)?,
+    };
+    Ok(template.with_system(settings.system()))
+}
+
 /// A template in its own file counts before the tokenizer config's, whose named templates offer `default`.
 fn template_source(folder: &Folder, config: &Value) -> Result<String, ProcessorError> {
     if let Some(text) = folder.get(TEMPLATE_FILE) {
@@ -336,14 +366,39 @@ fn template_source(folder: &Folder, config: &Value) -> Result<String, ProcessorE
     let named = template.as_array().into_iter().flatten().find(|entry| entry["name"] == "default");
     let source = template.as_str().or_else(|| named.and_then(|entry| entry["template"].as_str()));
     source.map(str::to_owned).ok_or_else(|| {
-        setting("chat_template", "a template, or a list with one named `default`", &template.to_string())
+        let expected = format!(
+            "a template, or a list with one named `default`; or, under `template` in `vela_processor.json`, one of {}",
+            known_templates()
+        );
+        setting("chat_template", &expected, &template.to_string())
     })
 }
 
-fn probe_end_of_turn(template: &ChatTemplate, tokenizer: &TextTokenizer) -> Result<u32, ProcessorError> {
-    let turns = [Turn::user("question"), Turn::assistant("answer")];
-    let rendered = spans::render(template, tokenizer, &turns, false)?;
-    spans::end_of_turn_id(tokenizer, &rendered).ok_or(ProcessorError::NoEndOfTurn { found: rendered.text })
+/// Ids of what closes assistant turns: first that of a single answer, then any other that earlier turns close with.
+fn probe_end_of_turn(template: &ChatTemplate, tokenizer: &TextTokenizer) -> Result<Vec<u32>, ProcessorError> {
+    let pair = [Turn::user("<image>\nquestion"), Turn::assistant("answer")];
+    let rendered = spans::render(template, tokenizer, &pair, false)?;
+    let mut ids = spans::end_of_turn_ids(template, tokenizer, &rendered)?;
+    if ids.is_empty() {
+        return Err(ProcessorError::NoEndOfTurn { found: rendered.text });
+    }
+    // A template may refuse more than one pair.
+    if let Ok(rendered) = spans::render(template, tokenizer, &[pair.clone(), pair].concat(), false) {
+        let more = spans::end_of_turn_ids(template, tokenizer, &rendered)?;
+        ids.extend(more.into_iter().filter(|id| !ids.contains(id)).collect::<Vec<_>>());
+    }
+    Ok(ids)
+}
+
+/// A sequence starts with one start token at most.
+fn check_start(template: &ChatTemplate, tokenizer: &TextTokenizer, bos: Option<u32>) -> Result<(), ProcessorError> {
+    let rendered = spans::render_prompt(template, tokenizer, &[Turn::user("<image>\nquestion")])?;
+    match &tokenizer.encode(&rendered)?.ids[..] {
+        [first, second, ..] if Some(*first) == bos && first == second => {
+            Err(setting("chat_template", "one start token", &rendered.text))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn setting(key: &str, expected: &str, found: &str) -> ProcessorError {

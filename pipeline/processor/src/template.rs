@@ -4,15 +4,19 @@
 //! writes what Python's `json.dumps(ensure_ascii=False)` does, loop controls, Python's string and mapping methods).
 //! `{% generation %}` marks are tolerated; labels do not need them.
 
+use std::str::FromStr;
+
 use minijinja::value::{Kwargs, Value};
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, context};
-use serde::Serialize;
-use vela_types::Turn;
+use serde::{Deserialize, Serialize};
+use vela_types::{Role, Turn};
 
 use crate::ProcessorError;
+use crate::builtin::{Builtin, EndOfTurn};
 
-/// A calendar day, for `strftime_now`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+/// A calendar day, for `strftime_now`; written as `2024-07-26`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct TemplateDate {
     /// Year.
     pub year: u16,
@@ -29,7 +33,50 @@ impl Default for TemplateDate {
     }
 }
 
+impl FromStr for TemplateDate {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let fault = || format!("expected a day as YYYY-MM-DD, found `{text}`");
+        let parts: Vec<&str> = text.split('-').collect();
+        let [year, month, day] = parts[..] else { return Err(fault()) };
+        let digits = |part: &str, width| part.len() == width && part.bytes().all(|byte| byte.is_ascii_digit());
+        if !(digits(year, 4) && digits(month, 2) && digits(day, 2)) {
+            return Err(fault());
+        }
+        let number = |part: &str| part.parse::<u16>().map_err(|_| fault());
+        let date = Self { year: number(year)?, month: number(month)? as u8, day: number(day)? as u8 };
+        match date.year > 0 && (1..=12).contains(&date.month) && (1..=date.days_of_month()).contains(&date.day) {
+            true => Ok(date),
+            false => Err(fault()),
+        }
+    }
+}
+
+impl TryFrom<String> for TemplateDate {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl From<TemplateDate> for String {
+    fn from(date: TemplateDate) -> Self {
+        date.iso()
+    }
+}
+
 impl TemplateDate {
+    fn days_of_month(self) -> u8 {
+        let leap = self.year.is_multiple_of(4) && (!self.year.is_multiple_of(100) || self.year.is_multiple_of(400));
+        match self.month {
+            2 => 28 + u8::from(leap),
+            4 | 6 | 9 | 11 => 30,
+            _ => 31,
+        }
+    }
+
     /// `2024-07-26`.
     pub(crate) fn iso(self) -> String {
         format!("{:04}-{:02}-{:02}", self.year, self.month, self.day)
@@ -108,16 +155,22 @@ pub(crate) struct SpecialTokens {
     pub(crate) unk_token: Option<String>,
 }
 
-/// A compiled template.
+/// A compiled template with what it renders beside the turns.
 pub(crate) struct ChatTemplate {
     environment: Environment<'static>,
     tokens: SpecialTokens,
+    source: String,
+    default_system: &'static str,
+    end_of_turn: EndOfTurn,
+    answer_lead: &'static str,
+    /// The system turn of dialogues that bring none.
+    system: Option<Turn>,
 }
 
 const NAME: &str = "chat";
 
 impl ChatTemplate {
-    /// Compiles `source`.
+    /// Compiles a folder's own template.
     pub(crate) fn new(source: &str, tokens: SpecialTokens, date: TemplateDate) -> Result<Self, ProcessorError> {
         let mut environment = Environment::new();
         environment.set_trim_blocks(true);
@@ -127,20 +180,62 @@ impl ChatTemplate {
         environment.add_filter("tojson", to_json);
         environment.add_function("raise_exception", |message: String| Err::<String, _>(fault(message)));
         environment.add_function("strftime_now", move |pattern: String| date.format(&pattern));
-        let source = without_generation_marks(source);
         environment
-            .add_template_owned(NAME, source)
+            .add_template_owned(NAME, without_generation_marks(source))
             .map_err(|source| ProcessorError::Template { step: "compile", source })?;
-        Ok(Self { environment, tokens })
+        Ok(Self {
+            environment,
+            tokens,
+            source: source.to_owned(),
+            default_system: "",
+            end_of_turn: EndOfTurn::AddedToken,
+            answer_lead: "",
+            system: None,
+        })
     }
 
-    /// The dialogue as one text.
-    pub(crate) fn render(&self, turns: &[Turn], generation_prompt: bool) -> Result<String, ProcessorError> {
+    /// Compiles a template that has a name.
+    pub(crate) fn builtin(
+        builtin: &Builtin,
+        tokens: SpecialTokens,
+        date: TemplateDate,
+    ) -> Result<Self, ProcessorError> {
+        let Builtin { default_system, end_of_turn, answer_lead, .. } = *builtin;
+        Ok(Self { default_system, end_of_turn, answer_lead, ..Self::new(builtin.source, tokens, date)? })
+    }
+
+    /// Sets the system turn of dialogues that bring none.
+    pub(crate) fn with_system(mut self, system: Option<&str>) -> Self {
+        self.system = system.map(Turn::system);
+        self
+    }
+
+    /// What the template is made of.
+    pub(crate) fn source(&self) -> &str {
+        &self.source
+    }
+
+    /// What stands before each answer and belongs to it.
+    pub(crate) fn answer_lead(&self) -> &str {
+        self.answer_lead
+    }
+
+    /// What closes its assistant turns.
+    pub(crate) fn end_of_turn(&self) -> EndOfTurn {
+        self.end_of_turn
+    }
+
+    /// The dialogue as one text. `cut` is what the template sets where text is to be encoded apart, if it does.
+    pub(crate) fn render(&self, turns: &[Turn], generation_prompt: bool, cut: &str) -> Result<String, ProcessorError> {
         let message = |turn: &Turn| context! { role => turn.role.as_str(), content => turn.text.as_str() };
-        let messages: Vec<Value> = turns.iter().map(message).collect();
+        let brings_system = turns.first().is_some_and(|turn| turn.role == Role::System);
+        let system = self.system.iter().filter(|_| !brings_system);
+        let messages: Vec<Value> = system.chain(turns).map(message).collect();
         let context = context! {
             messages => messages,
             add_generation_prompt => generation_prompt,
+            default_system => self.default_system,
+            cut => cut,
             ..Value::from_serialize(&self.tokens)
         };
         let template = self.environment.get_template(NAME);
@@ -212,7 +307,19 @@ mod tests {
 
     fn render(source: &str, turns: &[Turn]) -> Result<String, ProcessorError> {
         let tokens = SpecialTokens { bos_token: Some("<s>".into()), ..SpecialTokens::default() };
-        ChatTemplate::new(source, tokens, TemplateDate::default())?.render(turns, false)
+        ChatTemplate::new(source, tokens, TemplateDate::default())?.render(turns, false, "")
+    }
+
+    #[test]
+    fn days_are_read_as_they_are_written_and_impossible_ones_refused() {
+        for text in ["2024-07-26", "2024-02-29", "2000-02-29", "0001-12-31"] {
+            assert_eq!(text.parse::<TemplateDate>().map(TemplateDate::iso).as_deref(), Ok(text));
+        }
+        for text in
+            ["", "2024-7-26", "26 Jul 2024", "2023-02-29", "1900-02-29", "2024-13-01", "2024-04-31", "0000-01-01"]
+        {
+            assert!(text.parse::<TemplateDate>().is_err(), "{text}");
+        }
     }
 
     #[test]

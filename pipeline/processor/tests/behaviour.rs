@@ -106,31 +106,6 @@ proptest! {
 }
 
 #[test]
-fn a_dialogue_over_the_limit_loses_whole_pairs_from_its_end_and_their_images() {
-    let processor = load(&golden("qwen2"));
-    let image = || bytes("shape.png", codec::encode_png(&picture(8, 8), 8, 8));
-    let turns = vec![
-        Turn::user("<image>\nWhat is this?"),
-        Turn::assistant("A red circle."),
-        Turn::user("<image> And this?"),
-        Turn::assistant("A blue square."),
-        Turn::user("Sure?"),
-        Turn::assistant("Yes."),
-    ];
-    let whole = sample(turns.clone(), vec![image(), image()]);
-    let full = processor.process(&whole, 10_000).unwrap();
-    assert_eq!((full.dropped_turns, full.record.images.len()), (0, 2));
-    let length = full.record.input_ids.len();
-    let shorter = processor.process(&whole, length - 1).unwrap();
-    assert_eq!((shorter.dropped_turns, shorter.record.images.len()), (2, 2));
-    assert_eq!(processor.encode_dialogue(&turns[..4]).unwrap().input_ids, shorter.record.input_ids);
-    let shortest = processor.process(&whole, shorter.record.input_ids.len() - 1).unwrap();
-    assert_eq!((shortest.dropped_turns, shortest.record.images.len()), (4, 1));
-    let error = processor.process(&whole, shortest.record.input_ids.len() - 1).unwrap_err();
-    assert_eq!(error.cause(), "too_long");
-}
-
-#[test]
 fn bad_images_are_rejected_each_with_its_cause() {
     let processor = load(&golden("qwen2"));
     let jpeg = codec::encode_jpeg(&picture(64, 48), 64, 48, 90);
@@ -172,8 +147,6 @@ fn a_sample_that_breaks_its_invariants_is_rejected_by_name() {
     let processor = load(&golden("qwen2"));
     let image = || bytes("a.png", codec::encode_png(&picture(4, 4), 4, 4));
     let cases = [
-        (sample(vec![Turn::user("<image><image> what?"), Turn::assistant("x")], vec![image()]), "mark_count"),
-        (sample(vec![Turn::user("what?"), Turn::assistant("x")], vec![image()]), "mark_count"),
         (sample(vec![Turn::user("<image> what?")], vec![image()]), "odd_turns"),
         (sample(vec![Turn::user("what?"), Turn::assistant(" ")], vec![]), "empty_turn"),
         (sample(vec![], vec![]), "no_turns"),
@@ -210,8 +183,7 @@ fn the_fingerprint_moves_with_any_file_and_setting() {
     let dir = TempDir::new().unwrap();
     load(&golden("qwen2")).save(dir.path()).unwrap();
     let before = load(dir.path()).summary().fingerprint;
-    let mut options = ProcessorOptions::default();
-    options.template_date.day += 1;
+    let options = ProcessorOptions { template_date: "2024-07-27".parse().ok(), ..ProcessorOptions::default() };
     assert_ne!(Processor::load(dir.path(), &options).unwrap().summary().fingerprint, before);
     let config = r#"{"image_processor_type": "CLIPImageProcessor", "resample": 2}"#;
     fs::write(dir.path().join("preprocessor_config.json"), config).unwrap();
@@ -274,35 +246,4 @@ fn a_folder_that_cannot_serve_says_what_it_lacks() {
     assert!(message(dir.path()).contains("compile"));
     fs::remove_file(dir.path().join("preprocessor_config.json")).unwrap();
     assert!(message(dir.path()).contains("`preprocessor_config.json`"));
-}
-
-/// Files that Pillow and Vela judge differently, each with the reason.
-const JUDGED_DIFFERENTLY: [(&str, &str); 5] = [
-    ("avif_hopper.avif", "AVIF is not among the formats of the processor"),
-    ("broken_data_stream.png", "a wrong checksum over pixel data: Pillow shows the picture, Vela does not trust it"),
-    ("no_palette.gif", "Pillow invents a gray palette where the file has none"),
-    ("png_decompression_dos.png", "the bomb is a text chunk, which Vela never unpacks; the picture is sound"),
-    ("truncated_end_chunk.png", "Pillow stops reading after the last pixel; Vela wants the file's end"),
-];
-
-#[test]
-fn real_tricky_files_never_panic_and_are_judged_as_pillow_judges_them() {
-    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/data");
-    let Ok(manifest) = fs::read_to_string(data.join("manifest.jsonl")) else {
-        eprintln!("skipped: {} is absent", data.join("manifest.jsonl").display());
-        return;
-    };
-    let mut differing = Vec::new();
-    for line in manifest.lines() {
-        let entry: serde_json::Value = serde_json::from_str(line).unwrap();
-        let (file, verdict) = (entry["file"].as_str().unwrap(), entry["image"]["pillow"].as_str());
-        let (true, Some(verdict)) = (file.starts_with("images_tricky/"), verdict) else { continue };
-        let result = codec::decode_rgb(&fs::read(data.join(file)).unwrap(), file);
-        let excused = JUDGED_DIFFERENTLY.iter().any(|(name, _)| file.ends_with(name));
-        if result.is_ok() != (verdict == "ok") && !excused {
-            let outcome = result.map_or_else(|error| error.to_string(), |_| "ok".into());
-            differing.push(format!("{file}: Pillow `{verdict}`, Vela `{outcome}`"));
-        }
-    }
-    assert!(differing.is_empty(), "{} differ: {differing:#?}", differing.len());
 }

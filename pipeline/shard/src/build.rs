@@ -33,6 +33,9 @@ struct Completion {
     plan: Fingerprint,
     shard: CompletedShard,
     notes: serde_json::Value,
+    /// The store's name for the shard's content, where it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    tag: Option<String>,
 }
 
 /// A build in a folder. Stopped at any moment it leaves complete shards, each with a completion file, and perhaps one
@@ -91,49 +94,96 @@ impl BuildFolder {
         shard: &CompletedShard,
         notes: serde_json::Value,
     ) -> Result<(), ShardError> {
-        let completion = Completion { version: SCHEMA_VERSION, plan: self.plan, shard: shard.clone(), notes };
+        let path = self.store.path(&shard.entry.file);
+        let Some(stamp) = self.store.stamp(&shard.entry.file)? else { return Err(ShardError::MissingFile { path }) };
+        if stamp.bytes != shard.entry.bytes {
+            let (expected, found) = (shard.entry.bytes.to_string(), stamp.bytes.to_string());
+            return Err(ShardError::DamagedFile { path, what: "size of the file just written", expected, found });
+        }
+        let (shard, tag) = (shard.clone(), stamp.tag);
+        let completion = Completion { version: SCHEMA_VERSION, plan: self.plan, shard, notes, tag };
         let content = serde_json::to_vec(&completion).expect("a completion has string keys only");
         write_whole(self.store.as_ref(), &completion_file_name(index), &content)
     }
 
-    /// Shard `index` and its notes if this build has completed it and every byte of it is still there; `None` if it has to be made.
+    /// Shard `index` and its notes if this build has completed it and every byte of it is still there; `None` if it has to
+    /// be made. A store that names contents is believed to hold what it named; otherwise the shard is read.
     pub fn completed_shard(&self, index: u32) -> Result<Option<(CompletedShard, serde_json::Value)>, ShardError> {
         let Some(completion) = self.read_completion(index)? else { return Ok(None) };
-        let Some(content) = self.store.read(&completion.shard.entry.file)? else { return Ok(None) };
-        let found = Fingerprint(*blake3::hash(&content).as_bytes());
-        let good = found == completion.shard.entry.checksum;
-        Ok(good.then_some((completion.shard, completion.notes)))
+        let entry = &completion.shard.entry;
+        let is_whole = match self.store.stamp(&entry.file)? {
+            None => false,
+            Some(stamp) if stamp.bytes != entry.bytes => false,
+            Some(stamp) if stamp.tag.is_some() && completion.tag.is_some() => stamp.tag == completion.tag,
+            Some(_) => self.store.hash(&entry.file)? == Some(entry.checksum),
+        };
+        Ok(is_whole.then_some((completion.shard, completion.notes)))
+    }
+
+    fn read_completion(&self, index: u32) -> Result<Option<Completion>, ShardError> {
+        let content = self.store.read(&completion_file_name(index))?;
+        Ok(content.and_then(|content| self.parse_completion(index, &content)))
     }
 
     /// A completion of this build; another build's, a broken or an older one counts as none, since making the shard
     /// again is always right.
-    fn read_completion(&self, index: u32) -> Result<Option<Completion>, ShardError> {
-        let Some(content) = self.store.read(&completion_file_name(index))? else { return Ok(None) };
-        let completion = serde_json::from_slice::<Completion>(&content).ok();
-        Ok(completion.filter(|found| {
+    fn parse_completion(&self, index: u32, content: &[u8]) -> Option<Completion> {
+        let completion = serde_json::from_slice::<Completion>(content).ok();
+        completion.filter(|found| {
             found.version == SCHEMA_VERSION
                 && found.plan == self.plan
                 && found.shard.entry.file == shard_file_name(index)
                 && found.shard.entry.rows == found.shard.lengths.len() as u64
-        }))
+        })
+    }
+
+    /// The completions of shards `0..num_shards` with their notes, in order: what a commit is made of.
+    pub fn all_completed(&self, num_shards: u32) -> Result<Vec<(CompletedShard, serde_json::Value)>, ShardError> {
+        let names: Vec<String> = (0..num_shards).map(completion_file_name).collect();
+        let contents = self.store.read_all(&names)?;
+        let completed = contents.into_iter().zip(0..).map(|(content, index)| {
+            let completion = content.and_then(|content| self.parse_completion(index, &content));
+            let completion = completion.ok_or_else(|| ShardError::Incomplete { path: self.store.path(""), index })?;
+            Ok((completion.shard, completion.notes))
+        });
+        completed.collect()
+    }
+
+    /// Removes what a killed build left half written. Only while nobody else builds here.
+    pub fn sweep(&self) -> Result<(), ShardError> {
+        let names = self.store.list()?;
+        names.iter().filter(|name| name.ends_with(PARTIAL_SUFFIX)).try_for_each(|name| self.store.remove(name))
     }
 
     /// Writes lengths index and manifest over shards `0..num_shards`, all completed, then removes what only the build
-    /// needed. `rejects` counts by cause; `build` echoes the build's settings.
+    /// needed. `rejects` counts by cause; `build` echoes the build's settings. If an equal build was faster, its manifest
+    /// is given.
     pub fn commit(
         &self,
         num_shards: u32,
         rejects: BTreeMap<String, u64>,
         build: serde_json::Value,
     ) -> Result<Manifest, ShardError> {
-        let mut shards = Vec::new();
-        let mut lengths = Vec::new();
-        for index in 0..num_shards {
-            let path = || self.store.path("");
-            let completion =
-                self.read_completion(index)?.ok_or_else(|| ShardError::Incomplete { path: path(), index })?;
-            shards.push(completion.shard.entry);
-            lengths.extend(completion.shard.lengths);
+        match self.all_completed(num_shards) {
+            Err(fault @ ShardError::Incomplete { .. }) => self.manifest()?.ok_or(fault),
+            completed => {
+                let shards = completed?.into_iter().map(|(shard, _)| shard).collect();
+                self.commit_completed(shards, rejects, build)
+            }
+        }
+    }
+
+    /// [`BuildFolder::commit`] of shards that are known to be complete: all of them, in order.
+    pub fn commit_completed(
+        &self,
+        completed: Vec<CompletedShard>,
+        rejects: BTreeMap<String, u64>,
+        build: serde_json::Value,
+    ) -> Result<Manifest, ShardError> {
+        let (mut shards, mut lengths) = (Vec::new(), Vec::new());
+        for shard in completed {
+            shards.push(shard.entry);
+            lengths.extend(shard.lengths);
         }
         let lengths = LengthsIndex::write(self.store.as_ref(), lengths.len() as u64, lengths.iter().copied())?;
         let mut manifest = Manifest {

@@ -1,5 +1,6 @@
 //! What can be wrong with a shard set.
 
+use parquet::errors::ParquetError;
 use vela_types::Fingerprint;
 
 /// A failure while writing or reading a shard set: where, what was expected, what was found.
@@ -24,7 +25,7 @@ pub enum ShardError {
         path: String,
         /// The library's answer.
         #[source]
-        source: parquet::errors::ParquetError,
+        source: ParquetError,
     },
     /// Bytes of a file are not those that were written.
     #[error(
@@ -132,10 +133,67 @@ pub enum ShardError {
         index: u32,
     },
     /// A location that this build cannot open.
-    #[error("`{url}`: expected a local path or a `file://` url; copy the shards to a local folder")]
+    #[error(
+        "`{url}`: expected a local path, a `file://` url, or a bucket and a prefix without credentials: `s3://`, `gs://` or `az://`"
+    )]
     UnsupportedUrl {
-        /// The location.
+        /// The location, secrets left out.
         url: String,
+    },
+    /// A remote store refused, or could not be reached as often as it was tried.
+    #[error("`{path}`: cannot {action}; {remedy}")]
+    Remote {
+        /// The url of the object.
+        path: String,
+        /// What was tried: `read`, `write`, ...
+        action: &'static str,
+        /// What to do about it.
+        remedy: &'static str,
+        /// The store's answer.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// A url below which there is nothing.
+    #[error("`{url}`: there is no object of this name and none below it; check the url")]
+    NoObjects {
+        /// The url.
+        url: String,
+    },
+    /// Another build finished the set first.
+    #[error(
+        "`{path}` was committed by another build, plan `{found}`, while this one, plan `{expected}`, was at work; use that set, or choose another output"
+    )]
+    CommitLost {
+        /// The manifest.
+        path: String,
+        /// The plan of this build.
+        expected: Fingerprint,
+        /// The plan of the build that won.
+        found: Fingerprint,
+    },
+    /// The local cache has no room for a remote file.
+    #[error(
+        "cache `{path}`: expected room for {needed} bytes within {limit}, found {held} in use; raise `VELA_CACHE_BYTES`, or name a larger disk by `VELA_CACHE`"
+    )]
+    CacheFull {
+        /// The folder.
+        path: String,
+        /// Bytes it may hold.
+        limit: u64,
+        /// Bytes that are in use by running processes.
+        held: u64,
+        /// Bytes of the file.
+        needed: u64,
+    },
+    /// An environment variable makes no sense.
+    #[error("environment variable `{name}`: expected {expected}, found `{found}`")]
+    Setting {
+        /// The variable.
+        name: &'static str,
+        /// What it takes.
+        expected: &'static str,
+        /// What it holds.
+        found: String,
     },
 }
 
@@ -146,9 +204,24 @@ impl ShardError {
         move |source| Self::Io { path, action, source }
     }
 
+    /// Wraps a failure to write with the file; what a remote store said comes out as it was.
+    pub(crate) fn write(path: impl Into<String>) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.into();
+        move |source| match source.downcast::<Self>() {
+            Ok(fault) => fault,
+            Err(source) => Self::Io { path, action: "write", source },
+        }
+    }
+
     /// Wraps a Parquet failure with the file.
-    pub(crate) fn parquet(path: &str) -> impl FnOnce(parquet::errors::ParquetError) -> Self + '_ {
-        move |source| Self::Parquet { path: path.to_owned(), source }
+    pub(crate) fn parquet(path: &str) -> impl FnOnce(ParquetError) -> Self + '_ {
+        move |source| match source {
+            // What the library passes on of the file that it writes to.
+            ParquetError::External(fault) if fault.is::<std::io::Error>() => {
+                Self::write(path)(*fault.downcast().expect("looked at above"))
+            }
+            source => Self::Parquet { path: path.to_owned(), source },
+        }
     }
 
     /// True if stored bytes are wrong or gone, as against a wrong request or a full disk.

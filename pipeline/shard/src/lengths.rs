@@ -1,13 +1,11 @@
 //! The lengths index: twelve bytes per record, so that planning never opens a shard.
 
-use std::io::Write;
-
 use bytes::Bytes;
 use vela_types::{Fingerprint, RecordLengths};
 
 use crate::ShardError;
 use crate::manifest::FileEntry;
-use crate::store::Store;
+use crate::store::{Store, open_mapped, write_whole};
 
 /// Name of the index beside the manifest.
 pub const LENGTHS_FILE: &str = "lengths.bin";
@@ -35,9 +33,7 @@ impl LengthsIndex {
         for row in lengths {
             [row.num_tokens, row.num_label_tokens, row.num_images].iter().for_each(|n| content.extend(n.to_le_bytes()));
         }
-        let mut file = store.create(LENGTHS_FILE)?;
-        file.write_all(&content).map_err(ShardError::io(store.path(LENGTHS_FILE), "write"))?;
-        file.publish()?;
+        write_whole(store, LENGTHS_FILE, &content)?;
         let checksum = Fingerprint(*blake3::hash(&content).as_bytes());
         Ok(FileEntry { file: LENGTHS_FILE.to_owned(), bytes: content.len() as u64, checksum })
     }
@@ -45,11 +41,14 @@ impl LengthsIndex {
     /// Maps the index that `entry` names, verifies it, and checks that it has `count` rows.
     pub fn open(store: &dyn Store, entry: &FileEntry, count: u64) -> Result<Self, ShardError> {
         let path = store.path(&entry.file);
-        let content = store.read(&entry.file)?.ok_or_else(|| ShardError::MissingFile { path: path.clone() })?;
+        open_mapped(store, entry, |content| Self::parse(&path, &content, entry, count))
+    }
+
+    fn parse(path: &str, content: &Bytes, entry: &FileEntry, count: u64) -> Result<Self, ShardError> {
         let damaged = |what, expected: String, found: String| {
-            Err(ShardError::DamagedFile { path: path.clone(), what, expected, found })
+            Err(ShardError::DamagedFile { path: path.to_owned(), what, expected, found })
         };
-        let checksum = Fingerprint(*blake3::hash(&content).as_bytes());
+        let checksum = Fingerprint(*blake3::hash(content).as_bytes());
         if checksum != entry.checksum {
             return damaged("checksum of the lengths index", entry.checksum.to_string(), checksum.to_string());
         }

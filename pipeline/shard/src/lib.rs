@@ -6,24 +6,32 @@
 //! and never repairs or skips: damage is an error that names the file and the row.
 
 mod build;
+mod cache;
+mod discard;
 mod error;
 mod lengths;
+mod local;
 mod manifest;
 mod mapping;
 mod page;
 mod page_table;
 mod reader;
+mod remote;
 mod row;
 mod schema;
 mod store;
 mod writer;
 
 pub use build::{BuildFolder, CompletedShard};
+pub use cache::CacheSettings;
+pub use discard::DiscardStore;
 pub use error::ShardError;
 pub use lengths::{LENGTHS_FILE, LengthsIndex};
+pub use local::LocalStore;
 pub use manifest::{FileEntry, MANIFEST_FILE, Manifest, ShardEntry, Totals};
 pub use reader::ShardReader;
+pub use remote::{RemoteOptions, RemoteStore, stage_input};
 pub use row::{ImageHome, RowBuffer};
 pub use schema::{MAX_TOKENS, SCHEMA_VERSION};
-pub use store::{LocalStore, Store, StoreFile, open_store};
+pub use store::{Claim, FileStamp, Store, StoreFile, local_path, open_store};
 pub use writer::{DEFAULT_ROW_GROUP_BYTES, ShardSettings, ShardWriter, shard_file_name};

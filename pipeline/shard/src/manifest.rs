@@ -8,7 +8,7 @@ use vela_types::{DatasetInfo, Fingerprint, ImageShape, ProcessorSummary, RecordL
 use crate::ShardError;
 use crate::lengths::LengthsIndex;
 use crate::schema::SCHEMA_VERSION;
-use crate::store::{Store, write_whole};
+use crate::store::{Claim, Store};
 
 /// Name of the manifest in its folder.
 pub const MANIFEST_FILE: &str = "manifest.json";
@@ -57,6 +57,11 @@ impl ShardEntry {
             num_stored_images: 0,
             pixel_bytes: 0,
         }
+    }
+
+    /// The file of this shard.
+    pub fn file_entry(&self) -> FileEntry {
+        FileEntry { file: self.file.clone(), bytes: self.bytes, checksum: self.checksum }
     }
 
     /// Adds one record to the counts.
@@ -197,11 +202,18 @@ impl Manifest {
         LengthsIndex::open(store, &self.lengths, self.totals.rows)
     }
 
-    /// Names and seals the manifest and makes it visible: after this the folder is a data set.
+    /// Names and seals the manifest and makes it visible: after this the folder is a data set. Of several builds that
+    /// commit into one folder one wins, and the others are told whose set it is; equal builds all win.
     pub fn commit(&mut self, store: &dyn Store) -> Result<(), ShardError> {
         self.fingerprint = self.compute_fingerprint();
         self.checksum = self.compute_checksum();
-        write_whole(store, MANIFEST_FILE, &self.to_json())
+        match store.create_new(MANIFEST_FILE, &self.to_json())? {
+            Claim::Won => Ok(()),
+            Claim::Lost(_) => {
+                let found = Self::load(store)?.plan;
+                Err(ShardError::CommitLost { path: store.path(MANIFEST_FILE), expected: self.plan, found })
+            }
+        }
     }
 
     /// What a trainer needs to know of the set.

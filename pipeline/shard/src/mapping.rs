@@ -16,3 +16,20 @@ pub(crate) fn map_file(file: &File) -> std::io::Result<Bytes> {
     let mapped = unsafe { Mmap::map(file)? };
     Ok(Bytes::from_owner(mapped))
 }
+
+/// Bytes with the open file that they belong to.
+struct HeldFile {
+    bytes: Bytes,
+    _file: File,
+}
+
+impl AsRef<[u8]> for HeldFile {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+/// [`map_file`]; the file stays open, and locked if it is, as long as the bytes are held.
+pub(crate) fn map_held_file(file: File) -> std::io::Result<Bytes> {
+    Ok(Bytes::from_owner(HeldFile { bytes: map_file(&file)?, _file: file }))
+}

@@ -9,7 +9,7 @@ use crate::page::{byte_array_value, list_values, parse_header};
 use crate::page_table::PageTable;
 use crate::row::{ImageHome, RowBuffer, RowFields, parse_language};
 use crate::schema::{Column, MAX_TOKENS};
-use crate::store::Store;
+use crate::store::{Store, open_mapped};
 
 /// Bytes a decompressed list page can have at most: the longest record, its level runs, and their lengths.
 const MAX_BODY_BYTES: usize = 4 * MAX_TOKENS + MAX_TOKENS / 2 + 64;
@@ -27,7 +27,10 @@ impl ShardReader {
     /// those are verified as they are read. Errors name the file.
     pub fn open(store: &dyn Store, entry: &ShardEntry) -> Result<Self, ShardError> {
         let path = store.path(&entry.file);
-        let file = store.read(&entry.file)?.ok_or_else(|| ShardError::MissingFile { path: path.clone() })?;
+        open_mapped(store, &entry.file_entry(), |file| Self::parse(path.clone(), file, entry))
+    }
+
+    fn parse(path: String, file: Bytes, entry: &ShardEntry) -> Result<Self, ShardError> {
         let damaged = |what, expected: String, found: String| {
             Err(ShardError::DamagedFile { path: path.clone(), what, expected, found })
         };

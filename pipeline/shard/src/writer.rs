@@ -44,8 +44,6 @@ pub fn shard_file_name(index: u32) -> String {
 ///
 /// The bytes depend on the records, their order and the settings alone. Memory is bounded by one row group.
 pub struct ShardWriter {
-    store: Arc<dyn Store>,
-    file: String,
     path: String,
     settings: ShardSettings,
     parquet: SerializedFileWriter<HashingFile>,
@@ -83,9 +81,7 @@ impl ShardWriter {
         let parquet =
             SerializedFileWriter::new(sink, schema, Arc::new(properties)).map_err(ShardError::parquet(&path))?;
         Ok(Self {
-            entry: ShardEntry::empty(file.clone()),
-            store,
-            file,
+            entry: ShardEntry::empty(file),
             path,
             settings: settings.clone(),
             parquet,
@@ -163,7 +159,7 @@ impl ShardWriter {
     /// Writes the footer, makes the file durable and gives its manifest entry and lengths.
     pub fn finish(mut self) -> Result<CompletedShard, ShardError> {
         self.write_group()?;
-        self.parquet.flush().map_err(ShardError::io(&self.path, "write"))?;
+        self.parquet.flush().map_err(ShardError::write(&self.path))?;
         self.entry.index_offset = self.parquet.bytes_written() as u64;
         self.parquet.inner_mut().index_hash = Some(blake3::Hasher::new());
         let sink = self.parquet.into_inner().map_err(ShardError::parquet(&self.path))?;
@@ -172,7 +168,6 @@ impl ShardWriter {
         let index_hash = sink.index_hash.expect("set above");
         self.entry.index_checksum = Fingerprint(*index_hash.finalize().as_bytes());
         sink.file.publish()?;
-        debug_assert_eq!(self.store.size(&self.file)?, Some(self.entry.bytes), "the store kept other bytes");
         Ok(CompletedShard { entry: self.entry, lengths: self.lengths })
     }
 }

@@ -141,7 +141,13 @@ fn unknown_keys_other_versions_and_absent_manifests_say_what_to_do() {
 
 #[test]
 fn places_this_build_cannot_open_are_refused() {
-    let fault = vela_shard::open_store("s3://bucket/set").expect_err("no s3").to_string();
-    assert!(fault.contains("s3://bucket/set") && fault.contains("file://"), "{fault}");
+    for url in ["ftp://host/set", "s3://", "s3:///set", "s3://bucket/a//b", "s3://bucket/../set", "file://relative"] {
+        let fault = vela_shard::open_store(url).expect_err("no such place").to_string();
+        assert!(fault.contains(url) && fault.contains("file://"), "{fault}");
+    }
+    for url in ["s3://key:secret@bucket/set", "s3://bucket/set?X-Amz-Signature=secret"] {
+        let fault = vela_shard::open_store(url).expect_err("credentials in a url").to_string();
+        assert!(fault.contains("bucket/set") && !fault.contains("secret"), "{fault}");
+    }
     assert!(vela_shard::open_store("file:///tmp").is_ok() && vela_shard::open_store("relative/path").is_ok());
 }

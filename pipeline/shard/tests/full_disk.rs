@@ -2,12 +2,14 @@
 
 mod fixture;
 
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use fixture::{record, settings};
-use vela_shard::{LocalStore, ShardError, ShardWriter, Store, StoreFile};
+use vela_shard::{Claim, FileStamp, LocalStore, ShardError, ShardWriter, Store, StoreFile};
+use vela_types::Fingerprint;
 
 /// A folder on a disk with room for `room` more bytes per file.
 #[derive(Debug)]
@@ -30,8 +32,20 @@ impl Store for FullDisk {
         self.folder.read(name)
     }
 
-    fn size(&self, name: &str) -> Result<Option<u64>, ShardError> {
-        self.folder.size(name)
+    fn stamp(&self, name: &str) -> Result<Option<FileStamp>, ShardError> {
+        self.folder.stamp(name)
+    }
+
+    fn hash(&self, name: &str) -> Result<Option<Fingerprint>, ShardError> {
+        self.folder.hash(name)
+    }
+
+    fn sizes(&self) -> Result<BTreeMap<String, u64>, ShardError> {
+        self.folder.sizes()
+    }
+
+    fn create_new(&self, name: &str, content: &[u8]) -> Result<Claim, ShardError> {
+        self.folder.create_new(name, content)
     }
 
     fn list(&self) -> Result<Vec<String>, ShardError> {

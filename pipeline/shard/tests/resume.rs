@@ -7,7 +7,7 @@ use std::fs;
 use std::path::Path;
 
 use fixture::{BUILD, records, settings, store, write_set, write_shard};
-use vela_shard::{BuildFolder, MANIFEST_FILE, Manifest, ShardError};
+use vela_shard::{BuildFolder, Claim, MANIFEST_FILE, Manifest, ShardError};
 use vela_types::Fingerprint;
 
 const SHARD_ROWS: usize = 4;
@@ -114,6 +114,35 @@ fn shards_of_other_inputs_or_settings_are_not_kept() {
     let fault = BuildFolder::open(store(folder.path()), Fingerprint([1; 32]), settings()).expect_err("a finished set");
     assert!(fault.to_string().contains("choose another output folder"), "{fault}");
     assert!(folder.path().join(MANIFEST_FILE).exists(), "nothing was touched");
+}
+
+#[test]
+fn of_many_writers_of_a_folder_exactly_one_finds_its_content_there() {
+    let folder = tempfile::tempdir().expect("a folder");
+    for race in 0..20 {
+        let start = std::sync::Barrier::new(8);
+        let name = format!("claim-{race}");
+        let claim = |writer: usize| {
+            start.wait();
+            store(folder.path()).create_new(&name, format!("writer {writer}").as_bytes()).expect("a sound folder")
+        };
+        let claims: Vec<Claim> = std::thread::scope(|scope| {
+            let writers: Vec<_> = (0..8)
+                .map(|writer| {
+                    let claim = &claim;
+                    scope.spawn(move || claim(writer))
+                })
+                .collect();
+            writers.into_iter().map(|writer| writer.join().expect("no panic")).collect()
+        });
+        let winners: Vec<usize> = (0..8).filter(|&writer| claims[writer] == Claim::Won).collect();
+        let [winner] = winners[..] else { panic!("{claims:?}") };
+        let content = fs::read_to_string(folder.path().join(&name)).expect("the winner's");
+        assert_eq!(content, format!("writer {winner}"));
+        let lost = Claim::Lost(content.into());
+        assert!((0..8).all(|writer| writer == winner || claims[writer] == lost), "{claims:?}");
+    }
+    assert_eq!(store(folder.path()).list().expect("a listing").len(), 20, "no partial file is left");
 }
 
 #[test]

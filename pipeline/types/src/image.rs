@@ -28,6 +28,14 @@ impl ImageRef {
             Self::Path(name) | Self::Url(name) | Self::Bytes { name, .. } => name,
         }
     }
+
+    /// Bytes that the reference itself holds: the encoded file, or none.
+    pub fn embedded_bytes(&self) -> usize {
+        match self {
+            Self::Path(_) | Self::Url(_) => 0,
+            Self::Bytes { data, .. } => data.len(),
+        }
+    }
 }
 
 /// Channels, height and width of a processed image, in that order of memory.

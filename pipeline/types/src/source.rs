@@ -26,6 +26,12 @@ pub struct ProcessorSummary {
     pub normalization: ImageNormalization,
     /// `pillow`, `torchvision` or `draft`.
     pub image_mode: String,
+    /// Name of the built-in chat template, or `folder` for the processor folder's own; empty in older shard sets.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub template: String,
+    /// The day that the chat template may tell, as `2024-07-26`; empty in older shard sets.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub template_date: String,
     /// Size of the tokenizer with its added tokens: ids are below it.
     pub vocab_size: u32,
     /// The token that stands for an image.

@@ -14,7 +14,7 @@ const DEFAULT_DRAIN: Duration = Duration::from_secs(10);
 /// The flags as typed.
 #[derive(Clone, Debug, clap::Args)]
 pub struct ServeArgs {
-    /// Shard set to serve: a folder or `file://` url with a manifest.
+    /// Shard set to serve: a folder or url (`file://`, `s3://`, `gs://`, `az://`) with a manifest.
     #[arg(long, value_name = "URL")]
     pub shards: String,
     /// Address to listen on, `IP:PORT` or `NAME:PORT`; port 0 takes a free one, which is logged.
@@ -45,7 +45,7 @@ fn resolve(text: &str) -> Result<SocketAddr, String> {
 /// What a server needs to know; checked again by [`crate::serve`].
 #[derive(Clone, Debug)]
 pub struct ServeConfig {
-    /// Shard set: a folder or `file://` url with a manifest.
+    /// Shard set: a folder or url (file://, s3://, gs://, az://) with a manifest.
     pub shards: String,
     /// Where to listen; port 0 takes a free one.
     pub listen: SocketAddr,

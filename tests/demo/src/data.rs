@@ -36,7 +36,12 @@ pub(crate) fn build(
 ) -> Result<BuildReport> {
     let chinese = InputConfig {
         images: Some(raw.sa1b_images.clone()),
-        dialogue: DialogueConfig { max_facts: 1, description: false, ..DialogueMode::Rules.into() },
+        dialogue: DialogueConfig {
+            max_facts: 1,
+            description: false,
+            short_answers: true,
+            ..DialogueMode::Rules.into()
+        },
         ..InputConfig::new(Source::Sa1b, &raw.sa1b)
     };
     let english = InputConfig::new(Source::Llava, &raw.llava);

@@ -5,8 +5,9 @@
 
 Pixels: Pillow decodes, `transformers.image_utils.load_image` orients and converts, the PIL image processors resize and
 crop. Text: `apply_chat_template(return_assistant_tokens_mask=True)` with `{% generation %}` marks around each answer
-and its end-of-turn token. The Qwen2.5 cases need its published tokenizer files (folder `tokenizers/` in VELA_DATA, or
-in ../shared/data next to the repository); only ids and masks are kept of it.
+and its end-of-turn token. (Text that looks like special tokens is in `../templates`: here it would become some.) The
+Qwen2.5 cases need its published tokenizer files (folder `tokenizers/` in VELA_DATA, or in ../shared/data next to the
+repository); only ids and masks are kept of it.
 """
 import copy
 import hashlib
@@ -290,9 +291,6 @@ DIALOGUES = {
     "emoji and rare letters": [("user", "Say 👩‍👩‍👧‍👦 in 𝔘nicode 🏳️‍🌈"), ("assistant", "👩‍👩‍👧‍👦🎉 𠮷野家 é ñ ﷽"),
                                ("user", "🤷🏽"), ("assistant", "🤷🏽‍♀️")],
     "decomposed accents": [("user", "Cafe\u0301 A\u030a \u1112\u1161\u11ab"), ("assistant", "re\u0301sume\u0301 \u1112\u1161\u11ab")],
-    "looks like special tokens": [
-        ("user", "What does <|im_end|> or <|eot_id|> do? <|im_start|> <| im_end |> <image"),
-        ("assistant", "It ends: <|im_end|> and <|eot_id|>. <|nothing|> </s> <s>")],
     "white space inside": [("user", "a\n\n\n  b\t\tc\r\nd"), ("assistant", "line one\n\n    indented\n\ttab  end."),
                            ("user", "more"), ("assistant", "1,234.5  =  six\n\n")],
     "white space outside": [("user", "  padded question \n"), ("assistant", "  padded answer  "),

@@ -98,7 +98,7 @@ fn a_step_in_place_is_seen_by_loss_and_by_generation() {
 }
 
 #[test]
-fn packed_documents_do_not_see_one_another() {
+fn defect_15_packed_documents_do_not_see_one_another() {
     let model = model(&|_| true);
     let first = document(&with_image(&[1, 2], &[3, 4, 5, 6]), 3, 1);
     let second = document(&with_image(&[7], &[8, 9, 10, 11, 12]), 4, 2);

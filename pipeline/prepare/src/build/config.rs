@@ -1,41 +1,91 @@
 //! What a build is told to do.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
 use vela_processor::ImageMode;
+use vela_shard::{RemoteOptions, stage_input};
 
+use super::output::refused_url;
 use crate::PrepareError;
+use crate::clean::CleanConfig;
 use crate::dialogue::{DialogueConfig, DialogueMode};
-use crate::sources::Source;
+use crate::sources::{Holds, Source, SourceOptions};
+
+/// Most copies of an input.
+const MAX_WEIGHT: f64 = 100.0;
 
 /// One raw input of a build.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct InputConfig {
     /// Raw format.
     pub source: Source,
-    /// A file, or a folder searched to the bottom.
+    /// A file, or a folder searched to the bottom; or the URL of one in a bucket (`s3://`, `gs://`, `az://`).
     pub input: PathBuf,
     /// Folder that URLs and relative names are mapped into; without it, names are relative to the data file.
     pub images: Option<PathBuf>,
-    /// How records become dialogues.
+    /// How captions become dialogues.
     pub dialogue: DialogueConfig,
+    /// Settings of the source.
+    pub options: SourceOptions,
+    /// How often its records are in the set: 2 twice, 0.5 half of them, drawn by their ids.
+    pub weight: f64,
 }
 
 impl InputConfig {
     /// An input with its source's default dialogue: `keep` for dialogues, `caption` for captions.
     pub fn new(source: Source, input: impl Into<PathBuf>) -> Self {
-        let mode = if source.has_captions() { DialogueMode::Caption } else { DialogueMode::Keep };
-        Self { source, input: input.into(), images: None, dialogue: mode.into() }
+        let mode = if source.holds() == Holds::Dialogues { DialogueMode::Keep } else { DialogueMode::Caption };
+        let options = SourceOptions::default();
+        Self { source, input: input.into(), images: None, dialogue: mode.into(), options, weight: 1.0 }
+    }
+
+    /// Refuses places that are not there, and settings of other sources.
+    pub(crate) fn check(&self) -> Result<(), PrepareError> {
+        self.options.check(self.source)?;
+        match &self.images {
+            Some(images) if !is_remote(images) && !images.is_dir() => {
+                wrong("--images", "a folder", images.display().to_string())
+            }
+            _ if !(self.weight > 0.0 && self.weight <= MAX_WEIGHT) => {
+                wrong("weight", "a number above 0 and at most 100", self.weight.to_string())
+            }
+            _ if !is_remote(&self.input) && !self.input.exists() => {
+                wrong("--input", "a file or folder", self.input.display().to_string())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The same input with remote places fetched into the cache folder, once per content; local ones stay as they are.
+    pub(crate) fn staged(&self) -> Result<Self, PrepareError> {
+        let images = self.images.as_deref().map(|images| stage("--images", images)).transpose()?;
+        Ok(Self { input: stage("--input", &self.input)?, images, ..self.clone() })
+    }
+
+    fn check_dialogue(&self) -> Result<(), PrepareError> {
+        let expected = match (self.source.holds(), self.dialogue.mode) {
+            (Holds::Captions, DialogueMode::Keep) => "`caption` or `rules`",
+            (Holds::Dialogues, DialogueMode::Caption | DialogueMode::Rules) => "`keep`",
+            _ => return Ok(()),
+        };
+        let expected = format!("{expected} with `--source {}`", self.source.as_str());
+        wrong("--dialogue", &expected, format!("{:?}", self.dialogue.mode).to_lowercase())
     }
 }
 
-impl InputConfig {
-    /// Refuses places that are not there.
-    pub(crate) fn check(&self) -> Result<(), PrepareError> {
-        match &self.images {
-            Some(images) if !images.is_dir() => wrong("--images", "a folder", images.display().to_string()),
-            _ if !self.input.exists() => wrong("--input", "a file or folder", self.input.display().to_string()),
-            _ => Ok(()),
+/// True of a URL, which is looked for when it is fetched.
+pub(super) fn is_remote(path: &Path) -> bool {
+    path.to_str().is_some_and(|path| path.contains("://"))
+}
+
+fn stage(flag: &'static str, path: &Path) -> Result<PathBuf, PrepareError> {
+    match path.to_str().filter(|_| is_remote(path)) {
+        None => Ok(path.to_owned()),
+        Some(url) => {
+            let cache = RemoteOptions::from_env()?.input_folder();
+            stage_input(url, &cache).map_err(|fault| refused_url(flag, fault))
         }
     }
 }
@@ -53,13 +103,14 @@ pub(crate) fn check_share(max_reject: f64) -> Result<(), PrepareError> {
 }
 
 /// A build, checked by [`build_shards`](crate::build_shards) before it starts.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct BuildConfig {
     /// Raw inputs, one after another; several make one mixed shard set.
     pub inputs: Vec<InputConfig>,
     /// Hugging Face processor folder.
     pub processor: PathBuf,
-    /// Folder or `file://` URL of the shard set.
+    /// Where the shard set goes: a folder, or a `file://`, `s3://`, `gs://` or `az://` URL.
     pub output: String,
     /// Seed of prompts and rule dialogues.
     pub seed: u64,
@@ -75,6 +126,8 @@ pub struct BuildConfig {
     pub image_mode: ImageMode,
     /// Accepted share of rejected records, 0 to 1.
     pub max_reject: f64,
+    /// Which sound records are left out.
+    pub clean: CleanConfig,
 }
 
 impl BuildConfig {
@@ -91,20 +144,18 @@ impl BuildConfig {
             max_length: 2048,
             image_mode: ImageMode::default(),
             max_reject: 0.05,
+            clean: CleanConfig::default(),
         }
     }
 
     pub(super) fn check(&self) -> Result<(), PrepareError> {
+        self.clean.check()?;
         if self.inputs.is_empty() {
             return wrong("--input", "at least one input", "none".to_owned());
         }
         for input in &self.inputs {
             input.check()?;
-            if input.source.has_captions() == (input.dialogue.mode == DialogueMode::Keep) {
-                let expected = if input.source.has_captions() { "`caption` or `rules`" } else { "`keep`" };
-                let expected = format!("{expected} with `--source {}`", input.source.as_str());
-                return wrong("--dialogue", &expected, format!("{:?}", input.dialogue.mode).to_lowercase());
-            }
+            input.check_dialogue()?;
         }
         match self {
             Self { workers: 0, .. } => wrong("--workers", "at least 1", "0".to_owned()),

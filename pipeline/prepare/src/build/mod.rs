@@ -2,82 +2,60 @@
 
 mod budget;
 mod config;
+mod mix;
+mod output;
 mod plan;
 mod reject;
+mod repair;
 mod report;
 mod stages;
+mod task;
 
-use std::fs;
-use std::io::ErrorKind;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use vela_processor::{Processor, ProcessorOptions};
 use vela_runtime::{Progress, Shutdown};
-use vela_shard::{BuildFolder, LocalStore, Manifest, ShardEntry, ShardError, ShardSettings, Store, open_store};
+use vela_shard::{BuildFolder, CompletedShard, Manifest, ShardEntry, ShardError, ShardSettings, Store};
 use vela_types::Sample;
 
 pub(crate) use config::check_share;
 pub use config::{BuildConfig, InputConfig};
+pub use mix::Mix;
+pub(crate) use output::{load_processor, open_shards, processor_folder};
 pub use plan::{BuildPlan, PlannedFile, RecordRange, ShardSpec};
 pub use reject::{REJECTS_FILE, Reject};
 pub use report::BuildReport;
+pub use task::{BuildTask, BuildWorker, build_shard};
 
 use crate::PrepareError;
+use output::{leave, open_folder, save_processor, write_file};
 use reject::ShardNotes;
+use repair::repair;
 use report::RunFacts;
 use stages::{Process, Stages};
-
-/// Where shards are made that are not kept.
-const SCRATCH_FOLDER: &str = "repair.partial";
-/// Names the build that a folder without a manifest belongs to.
-const BUILD_FILE: &str = "build.json";
-
-/// The folder of a shard set.
-fn output_folder(shards: &str) -> &Path {
-    Path::new(shards.strip_prefix("file://").unwrap_or(shards))
-}
-
-/// Where a shard set keeps a copy of the processor that made it.
-pub(crate) fn processor_folder(shards: &str) -> PathBuf {
-    output_folder(shards).join("processor")
-}
-
-/// Opens the store that `flag` names.
-pub(crate) fn open_shards(flag: &'static str, url: &str) -> Result<Arc<dyn Store>, PrepareError> {
-    open_store(url).map_err(|fault| match fault {
-        ShardError::UnsupportedUrl { url } => PrepareError::Flag {
-            flag,
-            expected: "a folder, or a `file://` URL with an absolute path".to_owned(),
-            found: url,
-        },
-        fault => fault.into(),
-    })
-}
-
-/// Loads what `--processor` names.
-pub(crate) fn load_processor(path: &Path, options: &ProcessorOptions) -> Result<Processor, PrepareError> {
-    let fault = |source| PrepareError::ProcessorFolder { path: path.to_owned(), source };
-    Processor::load(path, options).map_err(fault)
-}
 
 /// Turns the raw inputs of `config` into a shard set, or continues a build of the same plan.
 ///
 /// The bytes written depend on the inputs, the processor and those settings that the plan covers, never on workers,
-/// timing or how often the build was stopped. Rejected records do not fail the build; see
-/// [`BuildReport::reject_rate`].
+/// timing, how often the build was stopped, or where its shards were made ([`BuildTask`]). Rejected records do not fail
+/// the build; see [`BuildReport::reject_rate`].
 pub fn build_shards(
     config: &BuildConfig,
     progress: &Progress,
     shutdown: &Shutdown,
 ) -> Result<BuildReport, PrepareError> {
-    config.check()?;
-    let options = ProcessorOptions { image_mode: config.image_mode, ..ProcessorOptions::default() };
-    let processor = load_processor(&config.processor, &options)?;
+    let processor = open_processor(config)?;
     let process = |sample: &Sample| processor.process(sample, config.max_length);
     build_with(config, &processor, &process, progress, shutdown)
+}
+
+/// Checks `config` and loads the processor it names.
+fn open_processor(config: &BuildConfig) -> Result<Processor, PrepareError> {
+    config.check()?;
+    let options = ProcessorOptions { image_mode: Some(config.image_mode), ..ProcessorOptions::default() };
+    load_processor(&config.processor, &options)
 }
 
 /// A build whose records are made by `process`.
@@ -89,185 +67,100 @@ fn build_with(
     shutdown: &Shutdown,
 ) -> Result<BuildReport, PrepareError> {
     let started = Instant::now();
-    let store = open_shards("--output", &config.output)?;
-    let plan = BuildPlan::new(config, processor.summary())?;
-    progress.set_total(plan.num_records());
-    let folder = open_folder(config, &plan, &store, ShardSettings::new(processor.summary().clone()))?;
-    processor.save(&processor_folder(&config.output))?;
-    let (image_bytes, peak_queue_bytes) = (processor.summary().image_shape.num_elements() as u64, AtomicU64::new(0));
-    let stages = Stages { plan: &plan, config, process, image_bytes, progress, shutdown, peak_queue_bytes };
-    let finished = folder.manifest()?;
-    let (manifest, kept) = match finished {
+    let build = OpenBuild::new(config, processor)?;
+    progress.set_total(build.plan.num_records());
+    let stages = build.stages(config, process, progress, shutdown);
+    let (manifest, kept_shards) = match build.folder.manifest()? {
         Some(manifest) => {
-            let kept = repair(&stages, &folder, store.as_ref(), &manifest)?;
+            let kept = repair(&stages, &build.folder, build.store.as_ref(), &manifest)?;
             (manifest, kept)
         }
-        None => build_all(&stages, &folder, store.as_ref())?,
+        None => build.build_all(&stages)?,
     };
     progress.finish();
-    let run = RunFacts {
-        kept_shards: kept,
-        peak_queue_bytes: stages.peak_queue_bytes.load(Ordering::Relaxed),
-        seconds: started.elapsed().as_secs_f64(),
-    };
-    Ok(BuildReport::new(config, &plan, &manifest, run))
+    let peak_queue_bytes = stages.peak_queue_bytes.load(Ordering::Relaxed);
+    let run = RunFacts { kept_shards, peak_queue_bytes, seconds: started.elapsed().as_secs_f64() };
+    Ok(BuildReport::new(config, &build.plan, &manifest, run))
 }
 
-/// Refuses a folder that holds anything but this build, and leaves this build's name in it.
-fn open_folder(
-    config: &BuildConfig,
-    plan: &BuildPlan,
-    store: &Arc<dyn Store>,
-    settings: ShardSettings,
-) -> Result<BuildFolder, PrepareError> {
-    let in_use = |found: String| PrepareError::OutputInUse {
-        path: config.output.clone().into(),
-        expected: format!("an empty folder or a build of the plan `{}`", plan.name.short()),
-        found,
-    };
-    let folder = match BuildFolder::open(Arc::clone(store), plan.name, settings) {
-        Err(ShardError::ForeignBuild { found, .. }) => {
-            return Err(in_use(format!("a build of other inputs, images or settings (plan `{}`)", found.short())));
+/// A plan and the place it fills.
+struct OpenBuild {
+    plan: BuildPlan,
+    store: Arc<dyn Store>,
+    folder: BuildFolder,
+    /// Bytes of one image of a record.
+    image_bytes: u64,
+}
+
+impl OpenBuild {
+    /// Plans the build of `config`, takes its output and leaves a copy of the processor there.
+    fn new(config: &BuildConfig, processor: &Processor) -> Result<Self, PrepareError> {
+        let store = open_shards("--output", &config.output)?;
+        let plan = BuildPlan::new(config, processor.summary())?;
+        let folder = open_folder(config, &plan, &store, ShardSettings::new(processor.summary().clone()))?;
+        save_processor(processor, &config.output)?;
+        Ok(Self { plan, store, folder, image_bytes: processor.summary().image_shape.num_elements() as u64 })
+    }
+
+    fn stages<'a>(
+        &'a self,
+        config: &'a BuildConfig,
+        process: &'a Process<'a>,
+        progress: &'a Progress,
+        shutdown: &'a Shutdown,
+    ) -> Stages<'a> {
+        let (plan, image_bytes, peak_queue_bytes) = (&self.plan, self.image_bytes, AtomicU64::new(0));
+        Stages { plan, config, process, image_bytes, progress, shutdown, peak_queue_bytes }
+    }
+
+    /// Makes every shard that is not complete, then commits. Returns the manifest and how many shards were kept.
+    fn build_all(&self, stages: &Stages<'_>) -> Result<(Manifest, usize), PrepareError> {
+        self.folder.sweep()?;
+        let mut kept = 0;
+        for spec in &self.plan.shards {
+            kept += usize::from(self.complete_shard(stages, spec)?.1);
         }
-        opened => opened?,
-    };
-    if folder.manifest()?.is_some() {
-        return Ok(folder);
+        Ok((self.commit()?, kept))
     }
-    let name = serde_json::json!({ "plan": plan.name }).to_string();
-    match store.read(BUILD_FILE)? {
-        Some(found) if found[..] == *name.as_bytes() => {}
-        Some(_) => return Err(in_use("an unfinished build of other inputs, images or settings".to_owned())),
-        None => match store.list()?.into_iter().find(|file| !file.ends_with(".partial")) {
-            Some(file) => return Err(in_use(format!("`{file}`"))),
-            None => write_file(store.as_ref(), BUILD_FILE, name.as_bytes())?,
-        },
-    }
-    Ok(folder)
-}
 
-/// Makes every shard that is not complete, then commits. Returns the manifest and how many shards were kept.
-fn build_all(stages: &Stages<'_>, folder: &BuildFolder, store: &dyn Store) -> Result<(Manifest, usize), PrepareError> {
-    let mut notes = ShardNotes::default();
-    let (mut kept, mut samples) = (0, 0);
-    let shards = &stages.plan.shards;
-    for spec in shards {
-        let complete = match folder.completed_shard(spec.index)? {
-            Some((shard, known)) => ShardNotes::from_json(known).map(|known| (shard, known)),
-            None => None,
+    /// Makes shard `spec` unless this build has completed it. Returns its entry and whether it was kept.
+    fn complete_shard(&self, stages: &Stages<'_>, spec: &ShardSpec) -> Result<(ShardEntry, bool), PrepareError> {
+        if let Some((shard, notes)) = self.folder.completed_shard(spec.index)?
+            && ShardNotes::from_json(notes).is_some()
+        {
+            stages.progress.inc(spec.num_records);
+            return Ok((shard.entry, true));
+        }
+        let (shard, notes) = stages.build_shard(spec, &self.folder)?;
+        self.folder.complete_shard(spec.index, &shard, notes.to_json())?;
+        Ok((shard.entry, false))
+    }
+
+    /// Makes a shard set of the completed shards, whoever made them. Refuses while one is missing.
+    fn commit(&self) -> Result<Manifest, PrepareError> {
+        let num_shards = self.plan.shards.len() as u32;
+        let completed = match self.folder.all_completed(num_shards) {
+            // An equal build may have been faster, and its completions are gone.
+            Err(fault @ ShardError::Incomplete { .. }) => return Ok(self.folder.manifest()?.ok_or(fault)?),
+            completed => completed?,
         };
-        let (shard, of_shard) = match complete {
-            Some(complete) => {
-                kept += 1;
-                stages.progress.inc(spec.num_records());
-                complete
-            }
-            None => {
-                let (shard, made) = stages.build_shard(spec, folder)?;
-                folder.complete_shard(spec.index, &shard, made.to_json())?;
-                (shard, made)
-            }
-        };
-        samples += shard.entry.rows;
-        notes.append(of_shard);
-    }
-    write_file(store, REJECTS_FILE, notes.to_lines().as_bytes())?;
-    if samples == 0 {
-        let rejects = store.path(REJECTS_FILE).into();
-        return Err(PrepareError::NothingLeft { records: stages.plan.num_records(), rejects });
-    }
-    let mut echo = stages.plan.echo.clone();
-    echo["dropped_turns"] = notes.dropped_turns.into();
-    let manifest = folder.commit(shards.len() as u32, notes.counts(), echo)?;
-    store.remove(BUILD_FILE)?;
-    Ok((manifest, kept))
-}
-
-/// Verifies a finished set and makes again what is damaged or missing: shards, lengths index, reject list. Their bytes
-/// come out as the manifest says. Returns how many shards were kept.
-fn repair(
-    stages: &Stages<'_>,
-    folder: &BuildFolder,
-    store: &dyn Store,
-    manifest: &Manifest,
-) -> Result<usize, PrepareError> {
-    // A build stopped right after its commit leaves this behind.
-    store.remove(BUILD_FILE)?;
-    folder.clean(manifest)?;
-    let rejects_lost = !has_rejects(store, manifest)?;
-    let (mut kept, mut notes) = (0, ShardNotes::default());
-    for (spec, entry) in stages.plan.shards.iter().zip(&manifest.shards) {
-        let content = store.read(&entry.file)?;
-        let is_good = content.is_some_and(|content| *blake3::hash(&content).as_bytes() == entry.checksum.0);
-        if !is_good {
-            notes.append(remake_shard(stages, folder, store, spec, entry)?);
-            continue;
+        let (mut shards, mut notes): (Vec<CompletedShard>, _) = (Vec::new(), ShardNotes::default());
+        for (index, (shard, known)) in (0..).zip(completed) {
+            let path = self.store.path("");
+            notes.append(ShardNotes::from_json(known).ok_or(ShardError::Incomplete { path, index })?);
+            shards.push(shard);
         }
-        kept += 1;
-        match rejects_lost && entry.rows < spec.num_records() {
-            true => notes.append(find_rejects(stages, folder, store, spec, entry)?),
-            false => stages.progress.inc(spec.num_records()),
+        write_file(self.store.as_ref(), REJECTS_FILE, notes.to_lines().as_bytes())?;
+        if shards.iter().all(|shard| shard.entry.rows == 0) {
+            let rejects = self.store.path(REJECTS_FILE).into();
+            return Err(PrepareError::NothingLeft { records: self.plan.num_records(), rejects });
         }
+        let mut echo = self.plan.echo.clone();
+        echo["dropped_turns"] = notes.dropped_turns.into();
+        let manifest = self.folder.commit_completed(shards, notes.counts(), echo)?;
+        leave(self.store.as_ref())?;
+        Ok(manifest)
     }
-    folder.repair_lengths(manifest)?;
-    if rejects_lost {
-        write_file(store, REJECTS_FILE, notes.to_lines().as_bytes())?;
-    }
-    Ok(kept)
-}
-
-/// True if the reject list is there, well-formed, and counts what the manifest counts.
-fn has_rejects(store: &dyn Store, manifest: &Manifest) -> Result<bool, PrepareError> {
-    let notes = store.read(REJECTS_FILE)?.and_then(|lines| ShardNotes::from_lines(&lines));
-    Ok(notes.is_some_and(|notes| notes.counts() == manifest.rejects))
-}
-
-/// The rejects of a good shard, whose causes are found only by processing its records again: in a folder beside it, so that
-/// a shard that would now come out otherwise (its images changed since) does not replace the good one.
-fn find_rejects(
-    stages: &Stages<'_>,
-    folder: &BuildFolder,
-    store: &dyn Store,
-    spec: &ShardSpec,
-    entry: &ShardEntry,
-) -> Result<ShardNotes, PrepareError> {
-    let scratch = output_folder(&stages.config.output).join(SCRATCH_FOLDER);
-    let clear = || match fs::remove_dir_all(&scratch) {
-        Err(fault) if fault.kind() != ErrorKind::NotFound => Err(PrepareError::io("remove", &scratch)(fault)),
-        _ => Ok(()),
-    };
-    // Left behind by a kill.
-    clear()?;
-    let beside = folder.elsewhere(Arc::new(LocalStore::new(&scratch)));
-    let notes = remake_shard(stages, &beside, store, spec, entry);
-    clear()?;
-    notes
-}
-
-fn remake_shard(
-    stages: &Stages<'_>,
-    folder: &BuildFolder,
-    store: &dyn Store,
-    spec: &ShardSpec,
-    entry: &ShardEntry,
-) -> Result<ShardNotes, PrepareError> {
-    let (made, notes) = stages.build_shard(spec, folder)?;
-    match made.entry == *entry {
-        true => Ok(notes),
-        false => Err(PrepareError::Shard(ShardError::DamagedFile {
-            path: store.path(&entry.file),
-            what: "checksum of a shard made again (its images changed since)",
-            expected: entry.checksum.to_string(),
-            found: made.entry.checksum.to_string(),
-        })),
-    }
-}
-
-fn write_file(store: &dyn Store, name: &str, content: &[u8]) -> Result<(), PrepareError> {
-    let path = store.path(name);
-    let mut file = store.create(name)?;
-    file.write_all(content).map_err(PrepareError::io("write", path.as_ref()))?;
-    Ok(file.publish()?)
 }
 
 #[cfg(test)]
@@ -307,7 +200,6 @@ mod tests {
         assert_eq!(files()[0], sound[0], "the good shard is still there");
         assert_eq!(build('7').expect("as before").samples, 18);
         assert_eq!(files(), sound);
-        assert!(!output.join(SCRATCH_FOLDER).exists());
     }
 
     #[test]

@@ -8,6 +8,7 @@ use vela_shard::Manifest;
 use vela_types::Fingerprint;
 
 use super::{BuildConfig, BuildPlan, REJECTS_FILE};
+use crate::clean::Cause;
 
 /// The JSON object of `pipeline build-shards --json`.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -16,6 +17,8 @@ pub struct BuildReport {
     pub samples: u64,
     /// Rejected records by cause.
     pub rejected: BTreeMap<String, u64>,
+    /// Records that a draw left out, by cause: `other_part`, `not_drawn`.
+    pub left_out: BTreeMap<String, u64>,
     /// Images, each use counted.
     pub images: u64,
     /// Tokens, an image counted as one.
@@ -52,6 +55,7 @@ impl BuildReport {
         Self {
             samples: manifest.totals.rows,
             rejected: manifest.rejects.clone(),
+            left_out: plan.left_out.clone(),
             images: manifest.totals.num_images,
             tokens: manifest.totals.num_tokens,
             shards: manifest.shards.len(),
@@ -66,9 +70,10 @@ impl BuildReport {
         }
     }
 
-    /// Share of records that were rejected.
+    /// Share of records that have a fault; those that cleaning left out have none.
     pub fn reject_rate(&self) -> f64 {
-        self.rejected.values().sum::<u64>() as f64 / self.records.max(1) as f64
+        let faulty = self.rejected.iter().filter(|(cause, _)| !Cause::is_name(cause));
+        faulty.map(|(_, count)| count).sum::<u64>() as f64 / self.records.max(1) as f64
     }
 
     /// A few lines for people.
@@ -78,9 +83,11 @@ impl BuildReport {
         let rejected: u64 = self.rejected.values().sum();
         if rejected > 0 {
             let causes: Vec<String> = self.rejected.iter().map(|(cause, count)| format!("{count} {cause}")).collect();
-            let list = super::output_folder(output).join(REJECTS_FILE);
-            writeln!(text, "{rejected} rejected ({}): {}", causes.join(", "), list.display())
-                .expect("a String takes text");
+            let list = format!("{}/{REJECTS_FILE}", output.trim_end_matches('/'));
+            writeln!(text, "{rejected} rejected ({}): {list}", causes.join(", ")).expect("a String takes text");
+        }
+        for (cause, count) in &self.left_out {
+            writeln!(text, "{count} left out ({cause})").expect("a String takes text");
         }
         if self.dropped_turns > 0 {
             writeln!(text, "{} turns dropped to fit --max-length", self.dropped_turns).expect("a String takes text");

@@ -9,11 +9,11 @@ use crossbeam_channel::{Receiver, Sender, unbounded};
 use vela_processor::{Processed, ProcessorError};
 use vela_runtime::{Progress, Shutdown};
 use vela_shard::{BuildFolder, CompletedShard, ShardError, ShardWriter};
-use vela_types::Sample;
+use vela_types::{ImageRef, Sample};
 
 use super::budget::ByteBudget;
 use super::reject::{Reject, ShardNotes};
-use super::{BuildConfig, BuildPlan, ShardSpec};
+use super::{BuildConfig, BuildPlan, PlannedFile, ShardSpec};
 use crate::PrepareError;
 use crate::dialogue::to_sample;
 use crate::sources::{Entry, Fault, RawContent, chain_text};
@@ -50,6 +50,8 @@ struct Job {
 /// A record on its way to the writer.
 struct Done {
     sequence: u64,
+    file: usize,
+    record: u64,
     outcome: Result<Processed, Reject>,
     reserved: u64,
 }
@@ -88,6 +90,7 @@ impl Stages<'_> {
         for range in &spec.ranges {
             let mut stopped = false;
             let mut emit = |entry: Entry| {
+                let Some(entry) = self.selected(range.file, entry) else { return ControlFlow::Continue(()) };
                 let reserved = self.bytes_in_flight(&entry);
                 let job = Job { sequence, file: range.file, entry, reserved };
                 sequence += 1;
@@ -102,15 +105,23 @@ impl Stages<'_> {
         Ok(())
     }
 
+    /// The record if it is in the set, a fault with the cause if it was cleaned away, `None` if a draw left it out.
+    fn selected(&self, file: usize, entry: Entry) -> Option<Entry> {
+        let Some(cause) = self.plan.left_out(file, entry.record) else { return Some(entry) };
+        let listed = |content: RawContent| Err(Fault::new(cause.as_str(), cause.detail()).of(content.id()));
+        cause.is_listed().then(|| Entry { content: entry.content.and_then(listed), ..entry })
+    }
+
     fn bytes_in_flight(&self, entry: &Entry) -> u64 {
         let content_bytes = match &entry.content {
             Ok(RawContent::Caption(caption)) => {
                 let locals: usize = caption.locals.iter().map(String::len).sum();
-                self.image_bytes + (caption.global.len() + locals) as u64
+                self.image_bytes + (caption.global.len() + locals + caption.image.embedded_bytes()) as u64
             }
             Ok(RawContent::Dialogue(sample)) => {
                 let texts: usize = sample.turns.iter().map(|turn| turn.text.len()).sum();
-                self.image_bytes * sample.images.len() as u64 + texts as u64
+                let embedded: usize = sample.images.iter().map(ImageRef::embedded_bytes).sum();
+                self.image_bytes * sample.images.len() as u64 + (texts + embedded) as u64
             }
             Err(_) => 0,
         };
@@ -119,8 +130,9 @@ impl Stages<'_> {
 
     fn work(&self, jobs: &Receiver<Job>, done: &Sender<Done>) {
         for Job { sequence, file, entry, reserved } in jobs {
+            let record = entry.record;
             let outcome = self.process(file, entry);
-            if done.send(Done { sequence, outcome, reserved }).is_err() {
+            if done.send(Done { sequence, file, record, outcome, reserved }).is_err() {
                 return;
             }
         }
@@ -134,8 +146,12 @@ impl Stages<'_> {
             .map_err(|fault| Reject::new(&self.plan.files[file].file, record, fault))
     }
 
-    fn process_content(&self, file: usize, content: RawContent) -> Result<Processed, Fault> {
-        let sample = to_sample(content, self.plan.files[file].dialogue, self.config.seed);
+    fn process_content(&self, file: usize, mut content: RawContent) -> Result<Processed, Fault> {
+        let PlannedFile { dialogue, copy, .. } = &self.plan.files[file];
+        if *copy > 0 {
+            content.set_id(format!("{}@{}", content.id(), copy + 1));
+        }
+        let sample = to_sample(content, *dialogue, self.config.seed);
         (self.process)(&sample).map_err(|fault| Fault::of_processor(&fault).of(&sample.id))
     }
 
@@ -152,53 +168,33 @@ impl Stages<'_> {
         let (mut next, mut early) = (0, BTreeMap::new());
         for arrived in done {
             early.insert(arrived.sequence, arrived);
-            while let Some(Done { outcome, reserved, .. }) = early.remove(&next) {
-                self.write_one(&mut writer, &mut notes, spec, next, outcome)?;
+            while let Some(arrived) = early.remove(&next) {
+                let reserved = arrived.reserved;
+                self.write_one(&mut writer, &mut notes, arrived)?;
                 budget.release(reserved);
                 self.progress.inc(1);
                 next += 1;
             }
         }
-        match next == spec.num_records() {
+        match next == spec.num_records {
             true => Ok((writer.finish()?, notes)),
             false => Err(self.interrupted(spec)),
         }
     }
 
-    fn write_one(
-        &self,
-        writer: &mut ShardWriter,
-        notes: &mut ShardNotes,
-        spec: &ShardSpec,
-        sequence: u64,
-        outcome: Result<Processed, Reject>,
-    ) -> Result<(), PrepareError> {
-        match outcome {
+    fn write_one(&self, writer: &mut ShardWriter, notes: &mut ShardNotes, done: Done) -> Result<(), PrepareError> {
+        match done.outcome {
             Ok(processed) => match writer.push(&processed.record) {
                 Ok(()) => notes.dropped_turns += processed.dropped_turns as u64,
                 Err(fault @ ShardError::Record { .. }) => {
-                    let (file, record) = self.origin(spec, sequence);
-                    let id = Some(processed.record.id.clone());
-                    let (cause, detail) = ("refused_by_shard".to_owned(), chain_text(&fault));
-                    notes.rejects.push(Reject { file, record, id, cause, detail });
+                    let fault = Fault::new("refused_by_shard", chain_text(&fault)).of(&processed.record.id);
+                    notes.rejects.push(Reject::new(&self.plan.files[done.file].file, done.record, fault));
                 }
                 Err(fault) => return Err(fault.into()),
             },
             Err(reject) => notes.rejects.push(reject),
         }
         Ok(())
-    }
-
-    /// File and record number of the `sequence`-th record of a shard.
-    fn origin(&self, spec: &ShardSpec, mut sequence: u64) -> (String, u64) {
-        for range in &spec.ranges {
-            let num = range.records.end - range.records.start;
-            if sequence < num {
-                return (self.plan.files[range.file].file.name.clone(), range.records.start + sequence);
-            }
-            sequence -= num;
-        }
-        (String::new(), sequence)
     }
 
     fn interrupted(&self, spec: &ShardSpec) -> PrepareError {

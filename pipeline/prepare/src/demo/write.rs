@@ -14,7 +14,7 @@ use super::scene::{Scene, Split, choose_distinct};
 use super::text::{self, QuestionKind};
 use super::{DemoDataConfig, DemoDataReport, HeldOutQuestion};
 use crate::PrepareError;
-use crate::dialogue::{DialogueMode, to_sample};
+use crate::dialogue::{DialogueConfig, DialogueMode, to_sample};
 use crate::python_literal::{Literal, to_repr};
 use crate::sources::{RawCaption, RawContent};
 
@@ -121,8 +121,10 @@ fn dialogue_texts(global: &str, locals: &[String], index: usize) -> Vec<String> 
         image: ImageRef::Path(String::new()),
         global: global.to_owned(),
         locals: locals.to_vec(),
+        prompts: &[],
     };
-    let sample = to_sample(RawContent::Caption(caption), DialogueMode::Rules.into(), 0);
+    let dialogue = DialogueConfig { short_answers: true, ..DialogueMode::Rules.into() };
+    let sample = to_sample(RawContent::Caption(caption), dialogue, 0);
     sample.turns.into_iter().map(|turn| turn.text).collect()
 }
 

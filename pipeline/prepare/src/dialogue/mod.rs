@@ -1,8 +1,13 @@
 //! Captions to dialogues, each a pure function of (caption, seed).
 
 mod en;
+mod en_words;
+#[cfg(test)]
+mod gallery;
 mod rules;
+mod wording;
 mod zh;
+mod zh_words;
 
 use serde::{Deserialize, Serialize};
 use vela_runtime::clap;
@@ -31,12 +36,15 @@ pub struct DialogueConfig {
     pub max_facts: usize,
     /// Whether `rules` asks for the description too; a caption without facts is described in any case.
     pub description: bool,
+    /// Whether `rules` puts each kind of question in one wording and answers it by the fewest words, not by the clause
+    /// or sentence they stand in.
+    pub short_answers: bool,
 }
 
 impl From<DialogueMode> for DialogueConfig {
-    /// `mode` with up to five facts and the description.
+    /// `mode` with up to five facts and the description, answered by whole clauses.
     fn from(mode: DialogueMode) -> Self {
-        Self { mode, max_facts: 5, description: true }
+        Self { mode, max_facts: 5, description: true, short_answers: false }
     }
 }
 
@@ -64,7 +72,7 @@ pub(crate) fn to_sample(content: RawContent, config: DialogueConfig, seed: u64) 
                 DialogueMode::Rules => rules::turns(&caption, config, language, seed),
                 DialogueMode::Caption | DialogueMode::Keep => caption_turns(&caption, language, seed),
             };
-            if let Some(first) = turns.first_mut() {
+            if let Some(first) = turns.first_mut().filter(|first| !first.text.contains(IMAGE_MARK)) {
                 first.text = format!("{IMAGE_MARK}\n{}", first.text);
             }
             Sample { id: caption.id, source: caption.source.to_owned(), language, images: vec![caption.image], turns }
@@ -73,7 +81,11 @@ pub(crate) fn to_sample(content: RawContent, config: DialogueConfig, seed: u64) 
 }
 
 fn caption_turns(caption: &RawCaption, language: Language, seed: u64) -> Vec<Turn> {
-    let prompts: &[&str] = if language == Language::Zh { &CAPTION_PROMPTS_ZH } else { &CAPTION_PROMPTS_EN };
+    let prompts = match (caption.prompts, language) {
+        ([], Language::Zh) => &CAPTION_PROMPTS_ZH[..],
+        ([], _) => &CAPTION_PROMPTS_EN,
+        (published, _) => published,
+    };
     let prompt = *SeedStream::named(seed, "caption prompt", &caption.id).choose(prompts);
     vec![Turn::user(prompt), Turn::assistant(without_marks(&caption.global))]
 }

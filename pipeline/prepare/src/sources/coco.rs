@@ -1,118 +1,241 @@
-//! COCO captions: one JSON object with `images` (`id`, `file_name`) and `annotations` (`id`, `image_id`, `caption`).
-//! Each caption annotation is one sample, `coco/<image id>/<annotation id>`.
+//! COCO: one JSON object with `images` (`id`, `file_name`, `width`, `height`) and `annotations`. Of captions (`id`,
+//! `image_id`, `caption`) each is one sample, `coco/<image id>/<annotation id>`. Of instances (`image_id`, `category_id`,
+//! `bbox` as x, y, width, height in pixels) those of an image are one sample, `coco/<image id>/boxes`: a list of `category: [x1,
+//! y1, x2, y2]`, corners as shares of width and height with three decimals; crowds are left out.
+//!
+//! Annotations are read as they are needed. The table of images stays in memory, and so do instances, 40 bytes each.
 
-use std::collections::{HashMap, HashSet};
-use std::fs;
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{BufReader, Seek, SeekFrom};
 use std::ops::{ControlFlow, Range};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use serde::Deserialize;
-use vela_types::Fingerprint;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use vela_types::{Fingerprint, IMAGE_MARK, SeedStream, Turn};
 
+use super::fields::{Place, clean};
 use super::images::ImageListing;
-use super::{Emit, Entry, Fault, ImageFolder, RawCaption, RawContent, RawFile};
+use super::json_file::cut_fault;
+use super::records::{Cutter, RawRecord, find_lists};
+use super::repeats::{Repeat, RepeatFinder};
+use super::{Emit, Entry, Fault, RawCaption, RawContent, RawFile, SourceContext};
 use crate::PrepareError;
 
-#[derive(Deserialize)]
-struct Root {
-    images: Vec<Image>,
-    annotations: Vec<Annotation>,
-}
+/// One seek mark every this many annotations.
+const MARK_EVERY: u64 = 256;
+const SOURCE: &str = "coco";
+const LISTS: &str = "a JSON object with the lists `images` and `annotations`";
+/// Questions that a list of boxes answers; ours, as none are published with COCO.
+const BOX_PROMPTS: [&str; 3] = [
+    "List the objects in the image with their bounding boxes.",
+    "Which objects are in this image, and where? Give the box of each as [x1, y1, x2, y2].",
+    "Detect the objects in the picture and give their boxes as shares of width and height.",
+];
 
 #[derive(Deserialize)]
 struct Image {
     id: u64,
     file_name: String,
+    width: Option<f64>,
+    height: Option<f64>,
+}
+
+#[derive(Deserialize)]
+struct Category {
+    id: u64,
+    name: String,
 }
 
 /// Fields are checked record by record, so that one wrong annotation does not cost the file.
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
+#[serde(default)]
 struct Annotation {
-    id: Option<serde_json::Value>,
-    image_id: Option<serde_json::Value>,
-    caption: Option<serde_json::Value>,
+    id: Value,
+    image_id: Value,
+    caption: Option<Value>,
+    bbox: Option<Value>,
+    category_id: Value,
+    iscrowd: Value,
 }
 
-/// One annotation file, held as a whole: COCO's join of annotations and images needs the image table.
+/// The box of an object, as the file has it.
+struct Instance {
+    category: u64,
+    /// x, y, width, height; `None` if the file's are not four numbers.
+    bbox: Option<[f32; 4]>,
+}
+
+/// What the annotations are.
+enum Annotations {
+    /// Where captions 0, 256, 512, ... stand (offset and line), and which repeat an id.
+    Captions { num: u64, marks: Vec<(u64, u64)>, repeats: HashMap<u64, Repeat> },
+    /// The instances of each image that has some, images in the order in which they first appear.
+    Instances { images: Vec<u64>, of_image: HashMap<u64, Vec<Instance>>, categories: HashMap<u64, String> },
+}
+
+/// One annotation file.
 pub(super) struct CocoFile {
     path: PathBuf,
-    images: Arc<ImageFolder>,
-    file_names: HashMap<u64, String>,
-    annotations: Vec<Annotation>,
-    repeated: HashSet<usize>,
+    context: SourceContext,
+    images: HashMap<u64, Image>,
+    annotations: Annotations,
+    num_recognized: u64,
     listing: Fingerprint,
 }
 
 impl CocoFile {
-    pub(super) fn open(path: &Path, images: Arc<ImageFolder>) -> Result<Self, PrepareError> {
-        let bytes = fs::read(path).map_err(PrepareError::io("read", path))?;
-        let text = bytes.strip_prefix(&[0xEF, 0xBB, 0xBF]).unwrap_or(&bytes);
-        let root: Root = serde_json::from_slice(text).map_err(|fault| PrepareError::BrokenFile {
-            path: path.to_owned(),
-            position: format!("line {} column {}", fault.line(), fault.column()),
-            expected: "a JSON object with `images[].{id, file_name}` and `annotations[].{id, image_id, caption}`",
-            found: format!("`{fault}`"),
+    pub(super) fn open(path: &Path, context: SourceContext) -> Result<Self, PrepareError> {
+        let lists = ListFile::open(path)?;
+        let mut images = HashMap::new();
+        lists.for_each("images", |_, record| {
+            let image: Image = parse_row(path, "images", "`id` and `file_name`", &record)?;
+            images.insert(image.id, image);
+            Ok(())
         })?;
-        let mut seen = HashSet::new();
-        let ids = root.annotations.iter().map(|annotation| annotation.id.as_ref().and_then(serde_json::Value::as_u64));
-        let repeated =
-            ids.enumerate().filter(|(_, id)| id.is_some_and(|id| !seen.insert(id))).map(|(at, _)| at).collect();
-        let file_names = root.images.into_iter().map(|image| (image.id, image.file_name)).collect();
-        let listing = Fingerprint::default();
-        let mut this =
-            Self { path: path.to_owned(), images, file_names, annotations: root.annotations, repeated, listing };
-        this.listing = this.list_images();
+        let annotations = Annotations::Captions { num: 0, marks: Vec::new(), repeats: HashMap::new() };
+        let (path, listing) = (path.to_owned(), Fingerprint::default());
+        let mut this = Self { path, context, images, annotations, num_recognized: 0, listing };
+        this.scan(&lists)?;
         Ok(this)
     }
 
-    fn list_images(&self) -> Fingerprint {
-        let (mut listing, mut seen) = (ImageListing::default(), HashSet::new());
-        let ids = self.annotations.iter().filter_map(|annotation| annotation.image_id.as_ref()?.as_u64());
-        for name in ids.filter(|id| seen.insert(*id)).filter_map(|id| self.file_names.get(&id)) {
-            self.images.note(&mut listing, name, self.folder());
-        }
-        listing.fingerprint()
-    }
-
-    fn folder(&self) -> &Path {
-        self.path.parent().unwrap_or(Path::new(""))
-    }
-
-    fn annotation(&self, index: usize) -> Result<RawContent, Fault> {
-        let annotation = &self.annotations[index];
-        let number = |name: &str, value: &Option<serde_json::Value>| {
-            let found = value.as_ref().and_then(serde_json::Value::as_u64);
-            found.ok_or_else(|| Fault::new("missing_field", format!("annotation field `{name}`: expected a number")))
-        };
-        let (image_id, id) = (number("image_id", &annotation.image_id)?, number("id", &annotation.id)?);
-        let id = format!("coco/{image_id}/{id}");
-        self.caption(index, image_id, &id).map_err(|fault| fault.of(&id))
-    }
-
-    fn caption(&self, index: usize, image_id: u64, id: &str) -> Result<RawContent, Fault> {
-        if self.repeated.contains(&index) {
-            return Err(Fault::new("duplicate_id", "an earlier annotation has the same id"));
-        }
-        let Some(serde_json::Value::String(caption)) = &self.annotations[index].caption else {
-            return Err(Fault::new("missing_field", "annotation field `caption`: expected a text"));
-        };
-        let global = caption.trim().to_owned();
-        if global.is_empty() {
-            return Err(Fault::new("empty_caption", "annotation field `caption` holds no text"));
-        }
-        let file_name = self.file_names.get(&image_id).ok_or_else(|| {
-            Fault::new("unknown_image", format!("`image_id` {image_id}: expected an entry of `images`, found none"))
+    /// Reads all annotations once.
+    fn scan(&mut self, lists: &ListFile) -> Result<(), PrepareError> {
+        let (mut marks, mut finder, mut num) = (Vec::new(), RepeatFinder::default(), 0);
+        let (mut images, mut of_image) = (Vec::new(), HashMap::<u64, Vec<Instance>>::new());
+        let (mut listing, mut num_boxes, mut num_captions) = (ImageListing::default(), 0, 0);
+        let path = self.path.clone();
+        lists.for_each("annotations", |index, record| {
+            if index % MARK_EVERY == 0 {
+                marks.push((record.offset, record.line));
+            }
+            num = index + 1;
+            let Ok(annotation) = serde_json::from_slice::<Annotation>(&record.bytes) else { return Ok(()) };
+            let image = annotation.image_id.as_u64();
+            if let Some(id) = annotation.id.as_u64().filter(|_| annotation.caption.is_some()) {
+                finder.add(&id.to_string(), &[], index).map_err(PrepareError::io("sort the ids of", &path))?;
+            }
+            num_captions += u64::from(annotation.caption.is_some());
+            num_boxes += u64::from(annotation.bbox.is_some());
+            let is_new = image.is_some_and(|image| images.last() != Some(&image) && !of_image.contains_key(&image));
+            if let Some(image) = image {
+                let instances = of_image.entry(image).or_default();
+                instances.extend(annotation.bbox.as_ref().and_then(|bbox| Instance::read(&annotation, bbox)));
+                if is_new {
+                    images.push(image);
+                    if let Some(Image { file_name, .. }) = self.images.get(&image) {
+                        self.context.images.note(&mut listing, file_name, folder_of(&path));
+                    }
+                }
+            }
+            Ok(())
         })?;
-        let image = self.images.resolve(file_name, self.folder())?;
-        let caption = RawCaption { id: id.to_owned(), source: "coco", image, global, locals: vec![] };
-        Ok(RawContent::Caption(caption))
+        self.num_recognized = num_captions.max(num_boxes);
+        self.listing = listing.fingerprint();
+        self.annotations = if num_boxes > num_captions {
+            Annotations::Instances { images, of_image, categories: lists.categories()? }
+        } else {
+            let repeats = finder.finish().map_err(PrepareError::io("sort the ids of", &self.path))?;
+            Annotations::Captions { num, marks, repeats }
+        };
+        Ok(())
+    }
+
+    fn caption(&self, index: u64, record: &RawRecord, is_repeated: bool) -> Result<RawContent, Fault> {
+        let annotation: Annotation = serde_json::from_slice(&record.bytes)
+            .map_err(|fault| Fault::new("broken_json", format!("line {}, annotation {index}: {fault}", record.line)))?;
+        let number = |name: &str, value: &Value| {
+            let missing = || Fault::new("missing_field", format!("annotation field `{name}`: expected a number"));
+            value.as_u64().ok_or_else(missing)
+        };
+        let (image, own) = (number("image_id", &annotation.image_id)?, number("id", &annotation.id)?);
+        let id = format!("{SOURCE}/{image}/{own}");
+        let content = || {
+            if is_repeated {
+                return Err(Fault::new("duplicate_id", "an earlier annotation has the same id"));
+            }
+            let Some(Value::String(caption)) = &annotation.caption else {
+                return Err(Fault::new("missing_field", "annotation field `caption`: expected a text"));
+            };
+            let global = clean(caption);
+            if global.is_empty() {
+                return Err(Fault::new("empty_caption", "annotation field `caption` holds no text"));
+            }
+            let image = self.place(&id).images.resolve(&self.image(image)?.file_name, folder_of(&self.path))?;
+            let (id, source) = (id.clone(), SOURCE);
+            Ok(RawContent::Caption(RawCaption { id, source, image, global, locals: vec![], prompts: &[] }))
+        };
+        content().map_err(|fault: Fault| fault.of(&id))
+    }
+
+    fn boxes(
+        &self,
+        image: u64,
+        instances: &[Instance],
+        categories: &HashMap<u64, String>,
+    ) -> Result<RawContent, Fault> {
+        let id = format!("{SOURCE}/{image}/boxes");
+        let content = || {
+            let known = self.image(image)?;
+            let lines: Vec<String> =
+                instances.iter().map(|instance| instance.line(known, categories)).collect::<Result<_, _>>()?;
+            if lines.is_empty() {
+                return Err(Fault::new("empty_caption", "the image has crowds alone"));
+            }
+            let prompt = *SeedStream::named(self.context.seed, "box prompt", &id).choose(&BOX_PROMPTS);
+            let turns = vec![Turn::user(format!("{IMAGE_MARK}\n{prompt}")), Turn::assistant(lines.join("\n"))];
+            let place = self.place(&id);
+            place.dialogue(SOURCE, place.resolve(std::slice::from_ref(&known.file_name))?, turns)
+        };
+        content().map_err(|fault: Fault| fault.of(&id))
+    }
+
+    fn image(&self, id: u64) -> Result<&Image, Fault> {
+        let unknown =
+            || Fault::new("unknown_image", format!("`image_id` {id}: expected an entry of `images`, found none"));
+        self.images.get(&id).ok_or_else(unknown)
+    }
+
+    fn place<'a>(&'a self, id: &'a str) -> Place<'a> {
+        Place { id, images: &self.context.images, folder: folder_of(&self.path) }
+    }
+
+    fn read_captions(
+        &self,
+        records: Range<u64>,
+        marks: &[(u64, u64)],
+        repeats: &HashMap<u64, Repeat>,
+        emit: &mut Emit<'_>,
+    ) -> Result<(), PrepareError> {
+        let nearest = records.start / MARK_EVERY;
+        let Some(&(offset, line)) = marks.get(nearest as usize).filter(|_| !records.is_empty()) else { return Ok(()) };
+        let mut cutter = cutter_at(&self.path, offset, line)?;
+        for index in nearest * MARK_EVERY..records.end {
+            let Some(raw) = cutter.next_record().map_err(|fault| cut_fault(&self.path, fault))? else { break };
+            if records.contains(&index) {
+                let content = self.caption(index, &raw, repeats.contains_key(&index));
+                if emit(Entry { record: index, content }) == ControlFlow::Break(()) {
+                    break;
+                }
+            }
+        }
+        Ok(())
     }
 }
 
 impl RawFile for CocoFile {
     fn num_records(&self) -> u64 {
-        self.annotations.len() as u64
+        match &self.annotations {
+            Annotations::Captions { num, .. } => *num,
+            Annotations::Instances { images, .. } => images.len() as u64,
+        }
+    }
+
+    fn num_recognized(&self) -> u64 {
+        self.num_recognized
     }
 
     fn images(&self) -> Fingerprint {
@@ -120,11 +243,179 @@ impl RawFile for CocoFile {
     }
 
     fn read(&self, records: Range<u64>, emit: &mut Emit<'_>) -> Result<(), PrepareError> {
-        for record in records {
-            if emit(Entry { record, content: self.annotation(record as usize) }) == ControlFlow::Break(()) {
-                break;
+        match &self.annotations {
+            Annotations::Captions { marks, repeats, .. } => self.read_captions(records, marks, repeats, emit),
+            Annotations::Instances { images, of_image, categories } => {
+                for record in records {
+                    let image = images[record as usize];
+                    let content = self.boxes(image, &of_image[&image], categories);
+                    if emit(Entry { record, content }) == ControlFlow::Break(()) {
+                        break;
+                    }
+                }
+                Ok(())
             }
         }
+    }
+}
+
+impl Instance {
+    /// `None` for a crowd.
+    fn read(annotation: &Annotation, bbox: &Value) -> Option<Self> {
+        let sides: Option<Vec<f32>> =
+            bbox.as_array().and_then(|sides| sides.iter().map(|side| side.as_f64().map(|side| side as f32)).collect());
+        let is_crowd = annotation.iscrowd.as_u64().is_some_and(|flag| flag != 0);
+        let bbox = sides.and_then(|sides| sides.try_into().ok());
+        (!is_crowd).then(|| Self { category: annotation.category_id.as_u64().unwrap_or(u64::MAX), bbox })
+    }
+
+    /// `category: [x1, y1, x2, y2]`, LLaVA's form of a box.
+    fn line(&self, image: &Image, categories: &HashMap<u64, String>) -> Result<String, Fault> {
+        let [x, y, width, height] = self
+            .bbox
+            .map(|bbox| bbox.map(f64::from))
+            .ok_or_else(|| Fault::new("wrong_type", "annotation field `bbox`: expected four numbers"))?;
+        let (Some(full_width), Some(full_height)) = (image.width, image.height) else {
+            let detail = format!("`images` entry {}: expected `width` and `height`", image.id);
+            return Err(Fault::new("missing_field", detail));
+        };
+        let name = categories.get(&self.category).ok_or_else(|| {
+            let detail = format!("`category_id` {}: expected an entry of `categories`, found none", self.category);
+            Fault::new("unknown_category", detail)
+        })?;
+        let share = |value: f64, full: f64| (value / full).clamp(0.0, 1.0);
+        let (x1, y1) = (share(x, full_width), share(y, full_height));
+        let (x2, y2) = (share(x + width, full_width), share(y + height, full_height));
+        Ok(format!("{name}: [{x1:.3}, {y1:.3}, {x2:.3}, {y2:.3}]"))
+    }
+}
+
+/// A JSON object of lists.
+struct ListFile {
+    path: PathBuf,
+    lists: HashMap<String, (u64, u64)>,
+}
+
+impl ListFile {
+    fn open(path: &Path) -> Result<Self, PrepareError> {
+        let reader = BufReader::new(File::open(path).map_err(PrepareError::io("read", path))?);
+        let lists = find_lists(reader, LISTS).map_err(|fault| cut_fault(path, fault))?;
+        match ["images", "annotations"].into_iter().find(|name| !lists.contains_key(*name)) {
+            None => Ok(Self { path: path.to_owned(), lists }),
+            Some(_) => Err(PrepareError::BrokenFile {
+                path: path.to_owned(),
+                position: "the whole file".to_owned(),
+                expected: LISTS,
+                found: format!("the lists {:?}", lists.keys().collect::<Vec<_>>()),
+            }),
+        }
+    }
+
+    /// Shows the elements of the list `name`, in order.
+    fn for_each(
+        &self,
+        name: &str,
+        mut visit: impl FnMut(u64, RawRecord) -> Result<(), PrepareError>,
+    ) -> Result<(), PrepareError> {
+        let Some(&(offset, line)) = self.lists.get(name) else { return Ok(()) };
+        let mut cutter = cutter_at(&self.path, offset, line)?;
+        let mut index = 0;
+        while let Some(record) = cutter.next_record().map_err(|fault| cut_fault(&self.path, fault))? {
+            visit(index, record)?;
+            index += 1;
+        }
         Ok(())
+    }
+
+    fn categories(&self) -> Result<HashMap<u64, String>, PrepareError> {
+        let mut categories = HashMap::new();
+        self.for_each("categories", |_, record| {
+            let Category { id, name } = parse_row(&self.path, "categories", "`id` and `name`", &record)?;
+            categories.insert(id, name);
+            Ok(())
+        })?;
+        Ok(categories)
+    }
+}
+
+fn cutter_at(path: &Path, offset: u64, line: u64) -> Result<Cutter<BufReader<File>>, PrepareError> {
+    let mut file = File::open(path).map_err(PrepareError::io("read", path))?;
+    file.seek(SeekFrom::Start(offset)).map_err(PrepareError::io("read", path))?;
+    Ok(Cutter::inside(BufReader::new(file), offset, line))
+}
+
+fn folder_of(path: &Path) -> &Path {
+    path.parent().unwrap_or(Path::new(""))
+}
+
+fn parse_row<T: DeserializeOwned>(
+    path: &Path,
+    list: &str,
+    expected: &'static str,
+    record: &RawRecord,
+) -> Result<T, PrepareError> {
+    serde_json::from_slice(&record.bytes).map_err(|fault| PrepareError::BrokenFile {
+        path: path.to_owned(),
+        position: format!("`{list}` at byte {} (line {})", record.offset, record.line + fault.line() as u64 - 1),
+        expected,
+        found: format!("`{fault}`"),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sources::testing::{causes, read_all, samples};
+
+    fn read(text: &str) -> Result<Vec<Entry>, PrepareError> {
+        let folder = tempfile::tempdir().expect("temp folder");
+        let path = folder.path().join("a.json");
+        std::fs::write(&path, text).expect("file");
+        read_all(&CocoFile::open(&path, SourceContext::for_test("a"))?)
+    }
+
+    const IMAGES: &str =
+        r#""images": [{"id": 7, "file_name": "7.jpg", "width": 200, "height": 100}, {"id": 8, "file_name": "8.jpg"}]"#;
+
+    #[test]
+    fn every_caption_is_a_sample_and_faults_are_named() {
+        let text = format!(
+            r#"{{"info": {{"x": [1]}}, "annotations": [{{"image_id": 7, "id": 1, "caption": " A cat. "}},
+            {{"image_id": 7, "id": 2, "caption": ""}}, {{"image_id": 9, "id": 3, "caption": "Lost."}},
+            {{"image_id": 8, "id": 1, "caption": "Again."}}, {{"id": 5, "caption": "No image."}}, {{"image_id": 8, "id": 6}}],
+            {IMAGES}}}"#
+        );
+        let entries = read(&text).expect("reads");
+        let expected = ["", "empty_caption", "unknown_image", "duplicate_id", "missing_field", "missing_field"];
+        assert_eq!(causes(&entries), expected);
+        let Ok(RawContent::Caption(caption)) = &entries[0].content else { panic!("a caption") };
+        assert_eq!((caption.id.as_str(), caption.global.as_str()), ("coco/7/1", "A cat."));
+    }
+
+    #[test]
+    fn the_instances_of_an_image_are_one_dialogue_of_boxes() {
+        let text = format!(
+            r#"{{{IMAGES}, "categories": [{{"id": 1, "name": "person"}}, {{"id": 2, "name": "dog"}}], "annotations": [
+            {{"image_id": 7, "category_id": 1, "bbox": [20, 10, 100, 50], "iscrowd": 0, "segmentation": [[1, 2]]}},
+            {{"image_id": 8, "category_id": 1, "bbox": [1, 1, 1, 1]}},
+            {{"image_id": 7, "category_id": 2, "bbox": [0, 0, 200, 100], "iscrowd": 1}},
+            {{"image_id": 7, "category_id": 2, "bbox": [199.5, 0, 10, 100]}}]}}"#
+        );
+        let mut entries = read(&text).expect("reads");
+        assert_eq!(causes(&entries), ["", "missing_field"]);
+        entries.truncate(1);
+        let samples = samples(entries);
+        let expected = "person: [0.100, 0.100, 0.600, 0.600]\ndog: [0.998, 0.000, 1.000, 1.000]";
+        assert_eq!((samples[0].id.as_str(), samples[0].turns[1].text.as_str()), ("coco/7/boxes", expected));
+    }
+
+    #[test]
+    fn a_broken_file_is_named_with_its_place() {
+        for (text, expected) in
+            [("[]", "a JSON object"), ("{\"images\": []}", "`annotations`"), ("{\"images\": [{}]", "`}`")]
+        {
+            let fault = read(text).expect_err(text).to_string();
+            assert!(fault.contains(expected), "{fault}");
+        }
     }
 }

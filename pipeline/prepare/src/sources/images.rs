@@ -5,6 +5,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use vela_types::{Fingerprint, ImageRef};
 
 use super::Fault;
@@ -87,6 +89,11 @@ impl ImageFolder {
         self.root.is_none()
     }
 
+    /// The folder given by `--images`.
+    pub(super) fn root(&self) -> Option<&Path> {
+        self.root.as_deref()
+    }
+
     /// Adds the image that a record of a file in `data_folder` calls `name`, there or not. Of no effect with `--images`,
     /// whose folder is listed as a whole.
     pub(super) fn note(&self, listing: &mut ImageListing, name: &str, data_folder: &Path) {
@@ -97,11 +104,15 @@ impl ImageFolder {
         }
     }
 
-    /// The image that a record of a file in `data_folder` calls `name`: a path, a `file://` URL or an http(s) URL.
+    /// The image that a record of a file in `data_folder` calls `name`: a path, a `file://` URL, an http(s) URL, or a data URL
+    /// that holds the file itself.
     pub(crate) fn resolve(&self, name: &str, data_folder: &Path) -> Result<ImageRef, Fault> {
         let name = name.trim();
         if name.is_empty() {
             return Err(Fault::new("missing_field", "expected the name of an image, found an empty text"));
+        }
+        if let Some(data) = name.strip_prefix("data:") {
+            return embedded(data);
         }
         let is_url = name.starts_with("http://") || name.starts_with("https://");
         let path = if is_url { url_path(name) } else { name.strip_prefix("file://").unwrap_or(name).to_owned() };
@@ -159,6 +170,14 @@ impl ImageFolder {
             (first, _) => Ok(first.map(String::as_str)),
         }
     }
+}
+
+/// The file inside a data URL (RFC 2397), which must be in base64.
+fn embedded(data: &str) -> Result<ImageRef, Fault> {
+    let broken = |detail: String| Fault::new("broken_data_url", detail);
+    let (kind, text) = data.split_once(";base64,").ok_or_else(|| broken("expected `;base64,` in a data URL".into()))?;
+    let bytes = BASE64.decode(text.trim()).map_err(|fault| broken(format!("expected base64: {fault}")))?;
+    Ok(ImageRef::Bytes { name: format!("data:{kind}"), data: bytes.into() })
 }
 
 fn path_ref(path: &Path) -> ImageRef {

@@ -6,9 +6,15 @@ use std::sync::Arc;
 
 use vela_types::Fingerprint;
 
+use super::json_file::JsonFile;
+use super::table_file::TableFile;
 use super::walk::walk;
-use super::{ImageFolder, RawFile, Source, coco, llava, sa1b};
+use super::{
+    CaptionChoice, ImageFolder, RawFile, Source, SourceContext, SourceOptions, ai_challenger, coco, cogvlm, finevision,
+    llava, minimind, openai, sa1b, scienceqa, sharegpt, vlmeval, webdataset,
+};
 use crate::PrepareError;
+use crate::build::InputConfig;
 
 /// One raw file.
 pub struct InputFile {
@@ -21,8 +27,11 @@ pub struct InputFile {
 }
 
 impl InputFile {
-    /// Size and blake3 of the content.
+    /// Size and blake3 of the content, of a folder that counts as one file those of all its files.
     pub fn hash(&self) -> Result<(u64, Fingerprint), PrepareError> {
+        if self.path.is_dir() {
+            return cogvlm::hash_labels(&self.path);
+        }
         let file = File::open(&self.path).map_err(PrepareError::io("read", &self.path))?;
         let mut hasher = blake3::Hasher::new();
         hasher.update_reader(file).map_err(PrepareError::io("read", &self.path))?;
@@ -37,36 +46,32 @@ pub struct InputSet {
 }
 
 impl InputSet {
-    /// Finds and scans the files of `source` at `input`, a file or a folder searched to the bottom; nothing below `output` is
-    /// an input.
+    /// Finds and scans the raw files of `config`, in a file or a folder searched to the bottom; nothing below `output` is an
+    /// input. `seed` is that of draws among a record's captions.
     pub fn open(
-        source: Source,
-        input: &Path,
+        config: &InputConfig,
         images: &Arc<ImageFolder>,
+        seed: u64,
         output: Option<&Path>,
     ) -> Result<Self, PrepareError> {
-        let (endings, expected): (&[&str], _) = match source {
-            Source::Sa1b => (&["parquet"], "a Parquet file, or a folder of them"),
-            Source::Llava => (&["json", "jsonl", "ndjson"], "JSON or JSON lines with `conversations`"),
-            Source::Coco => (&["json"], "a COCO captions JSON file, or a folder of them"),
+        let InputConfig { source, input, options, .. } = config;
+        let format = InputFormat::of(*source, input, options)?;
+        let paths = format.find(output)?;
+        let open = |path: &PathBuf| {
+            let name = file_name(&format.root, path);
+            let stem = match path.is_dir() {
+                true => name.clone(),
+                false => name.rsplit_once('.').map_or(name.as_str(), |(stem, _)| stem).to_owned(),
+            };
+            let context = SourceContext { stem, images: Arc::clone(images), options: options.clone(), seed };
+            Ok(InputFile { name, path: path.clone(), records: format.open_file(path, context)? })
         };
-        let mut paths = Vec::new();
-        let data = fs::metadata(input).map_err(PrepareError::io("read", input))?;
-        match data.is_dir() {
-            true => walk(input, output, &mut |path, _| paths.extend(has_ending(&path, endings).then_some(path)))?,
-            false => paths.push(input.to_owned()),
-        }
-        paths.sort();
-        if paths.is_empty() {
-            return Err(PrepareError::NoFiles { path: input.to_owned(), expected });
-        }
-        let files = paths.iter().map(|path| open_file(source, input, path, images)).collect::<Result<_, _>>()?;
-        let set = Self { files };
+        let set = Self { files: paths.iter().map(open).collect::<Result<_, PrepareError>>()? };
         match set.num_records() > 0 && set.files.iter().all(|file| file.records.num_recognized() == 0) {
             true => Err(PrepareError::WrongFormat {
                 path: input.to_owned(),
                 source_name: source.as_str(),
-                expected,
+                expected: format.expected,
                 found: "without a single record of that format",
             }),
             false => Ok(set),
@@ -79,25 +84,114 @@ impl InputSet {
     }
 }
 
-fn open_file(source: Source, input: &Path, path: &Path, images: &Arc<ImageFolder>) -> Result<InputFile, PrepareError> {
-    let name = match path.strip_prefix(input) {
+/// Which files an input consists of and how they are read.
+struct InputFormat {
+    source: Source,
+    /// The file or folder to look in.
+    root: PathBuf,
+    endings: &'static [&'static str],
+    expected: &'static str,
+    /// Field names of a `sharegpt` data set.
+    columns: sharegpt::Columns,
+}
+
+const JSON: &[&str] = &["json", "jsonl", "ndjson"];
+const PARQUET: &[&str] = &["parquet"];
+const JSON_OR_PARQUET: &[&str] = &["json", "jsonl", "ndjson", "parquet"];
+
+impl InputFormat {
+    fn of(source: Source, input: &Path, options: &SourceOptions) -> Result<Self, PrepareError> {
+        let (endings, expected): (&[&str], _) = match source {
+            Source::Sa1b | Source::Sa1bPaired => (PARQUET, "a Parquet file, or a folder of them"),
+            Source::Llava => (JSON, "JSON or JSON lines with `conversations`"),
+            Source::AiChallenger => (JSON, "a JSON list with `image_id` and `caption`"),
+            Source::Coco => (&["json"], "a COCO captions or instances JSON file, or a folder of them"),
+            Source::Minimind => (JSON_OR_PARQUET, "JSON lines or Parquet with `conversations`"),
+            Source::Sharegpt => (JSON_OR_PARQUET, "JSON, JSON lines or Parquet with `messages`"),
+            Source::Openai => (JSON, "JSON lines with `messages`"),
+            Source::Finevision => (PARQUET, "a Parquet file with `texts`, or a folder of them"),
+            Source::Cogvlm => (&[], "folders `labels`, `labels_zh` or `labels_en` of JSON files, beside `images`"),
+            Source::Scienceqa => (&[], "`problems.json`, or a folder with it"),
+            // Compressed ones are found so that they are refused by name.
+            Source::Webdataset => (&["tar", "tar.gz", "tgz"], "a tar file with images and texts, or a folder of them"),
+            Source::VlmevalTsv => {
+                (&["tsv"], "tab-separated text with `question` and `answer`, or a folder of such files")
+            }
+        };
+        let (root, columns) = match &options.dataset {
+            Some(dataset) => sharegpt::registered(input, dataset)?,
+            None => (input.to_owned(), sharegpt::Columns::default()),
+        };
+        Ok(Self { source, root, endings, expected, columns })
+    }
+
+    /// The files in the order of their names.
+    fn find(&self, output: Option<&Path>) -> Result<Vec<PathBuf>, PrepareError> {
+        let root = &self.root;
+        let mut paths = Vec::new();
+        match fs::metadata(root).map_err(PrepareError::io("read", root))?.is_dir() {
+            true if self.source == Source::Cogvlm => paths = cogvlm::label_folders(root, output)?,
+            true => walk(root, output, &mut |path, _| paths.extend(self.is_wanted(&path).then_some(path)))?,
+            false if self.source == Source::Cogvlm => {}
+            false => paths.push(root.clone()),
+        }
+        paths.sort();
+        match paths.is_empty() {
+            true => Err(PrepareError::NoFiles { path: root.clone(), expected: self.expected }),
+            false => Ok(paths),
+        }
+    }
+
+    fn is_wanted(&self, path: &Path) -> bool {
+        match self.source {
+            Source::Scienceqa => path.file_name().is_some_and(|name| name == scienceqa::PROBLEMS_FILE),
+            _ => has_ending(path, self.endings),
+        }
+    }
+
+    fn open_file(&self, path: &Path, context: SourceContext) -> Result<Box<dyn RawFile>, PrepareError> {
+        let is_parquet = has_ending(path, PARQUET);
+        Ok(match self.source {
+            Source::Sa1b => Box::new(TableFile::open(path, context, sa1b::DenseCaptions)?),
+            Source::Sa1bPaired => Box::new(TableFile::open(path, context, sa1b::PairedCaptions)?),
+            Source::Llava => Box::new(JsonFile::open(path, context, llava::Llava)?),
+            Source::AiChallenger => {
+                let choice = context.options.captions.unwrap_or(CaptionChoice::All);
+                let format = ai_challenger::AiChallenger { choice, seed: context.seed };
+                Box::new(JsonFile::open(path, context, format)?)
+            }
+            Source::Coco => Box::new(coco::CocoFile::open(path, context)?),
+            Source::Minimind if is_parquet => Box::new(TableFile::open(path, context, minimind::Minimind)?),
+            Source::Minimind => Box::new(JsonFile::open(path, context, minimind::Minimind)?),
+            Source::Sharegpt if is_parquet => {
+                Box::new(TableFile::open(path, context, sharegpt::Sharegpt(self.columns.clone()))?)
+            }
+            Source::Sharegpt => Box::new(JsonFile::open(path, context, sharegpt::Sharegpt(self.columns.clone()))?),
+            Source::Openai => Box::new(JsonFile::open(path, context, openai::Openai)?),
+            Source::Finevision => {
+                let min_ratings = context.options.min_ratings.clone();
+                Box::new(TableFile::open(path, context, finevision::Finevision { min_ratings })?)
+            }
+            Source::Cogvlm => Box::new(cogvlm::LabelFolder::open(path, context)?),
+            Source::Scienceqa => Box::new(scienceqa::ProblemFile::open(path, context)?),
+            Source::Webdataset => Box::new(webdataset::TarFile::open(path, context)?),
+            Source::VlmevalTsv => Box::new(vlmeval::BenchmarkFile::open(path, context)?),
+        })
+    }
+}
+
+/// The path of a file below the input, `/` between parts; its own name if the input is that file.
+fn file_name(root: &Path, path: &Path) -> String {
+    match path.strip_prefix(root) {
         Ok(below) if below.as_os_str().is_empty() => {
             path.file_name().unwrap_or_default().to_string_lossy().into_owned()
         }
         Ok(below) => below.to_string_lossy().replace('\\', "/"),
         Err(_) => path.to_string_lossy().into_owned(),
-    };
-    let stem = name.rsplit_once('.').map_or(name.as_str(), |(stem, _)| stem).to_owned();
-    let images = Arc::clone(images);
-    let records: Box<dyn RawFile> = match source {
-        Source::Sa1b => Box::new(sa1b::Sa1bFile::open(path, stem, images)?),
-        Source::Llava => Box::new(llava::LlavaFile::open(path, stem, images)?),
-        Source::Coco => Box::new(coco::CocoFile::open(path, images)?),
-    };
-    Ok(InputFile { name, path: path.to_owned(), records })
+    }
 }
 
 fn has_ending(path: &Path, endings: &[&str]) -> bool {
-    let ending = path.extension().map(|ending| ending.to_string_lossy().to_ascii_lowercase());
-    ending.is_some_and(|ending| endings.contains(&ending.as_str()))
+    let name = path.file_name().unwrap_or_default().to_string_lossy().to_ascii_lowercase();
+    endings.iter().any(|ending| name.strip_suffix(ending).is_some_and(|stem| stem.len() > 1 && stem.ends_with('.')))
 }

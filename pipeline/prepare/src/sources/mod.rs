@@ -1,16 +1,35 @@
 //! Raw formats, one file each. A source turns a file into entries: every record is either content or a named fault.
 
+mod ai_challenger;
+mod cells;
 mod coco;
+mod cogvlm;
+mod fields;
+mod finevision;
 mod images;
 mod input;
+mod json_file;
 mod llava;
+mod minimind;
+mod openai;
+mod options;
 mod records;
+mod repeats;
 mod sa1b;
+mod scienceqa;
+mod sharegpt;
+mod table_file;
+#[cfg(test)]
+mod testing;
+mod tsv;
+mod vlmeval;
 mod walk;
+mod webdataset;
 
 use std::error::Error;
 use std::ops::{ControlFlow, Range};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use vela_processor::ProcessorError;
@@ -19,6 +38,7 @@ use vela_types::{Fingerprint, ImageRef, Sample};
 
 pub use images::ImageFolder;
 pub use input::{InputFile, InputSet};
+pub use options::{AnswerForm, CaptionChoice, SourceOptions};
 
 use crate::PrepareError;
 
@@ -28,10 +48,41 @@ use crate::PrepareError;
 pub enum Source {
     /// SA1B-Dense-Caption: Parquet files with `url` and `cap_seg`, a Python dict as text.
     Sa1b,
+    /// SA1B-Paired-Captions-Images: Parquet files with `opensource_url` and `global_caption`.
+    Sa1bPaired,
     /// LLaVA: a JSON list or JSON lines of `id`, `image`, `conversations`.
     Llava,
-    /// COCO captions: one JSON object with `images` and `annotations`.
+    /// CogVLM-SFT-311K: folders of `labels*/NAME.json` beside `images/NAME.jpg`.
+    Cogvlm,
+    /// AI Challenger captions: a JSON list of `image_id` and five captions.
+    AiChallenger,
+    /// COCO: one JSON object with `images` and `annotations` (captions or instances).
     Coco,
+    /// ScienceQA: `problems.json`, beside it `pid_splits.json` and `images/`.
+    Scienceqa,
+    /// minimind-v: JSON lines, or Parquet with `conversations` and `image_bytes`.
+    Minimind,
+    /// LLaMA-Factory's `messages` and `images`: JSON, JSON lines or Parquet.
+    Sharegpt,
+    /// OpenAI messages with content parts: JSON lines or a JSON list.
+    Openai,
+    /// FineVision and the Cauldron: Parquet with `images`, `texts` and ratings.
+    Finevision,
+    /// WebDataset: tar files of `KEY.jpg` with `KEY.json` or `KEY.txt`.
+    Webdataset,
+    /// VLMEvalKit's tab-separated benchmarks.
+    VlmevalTsv,
+}
+
+/// What the records of a source are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Holds {
+    /// Captions, which `--dialogue` must turn into dialogues.
+    Captions,
+    /// Dialogues, which stay as they are.
+    Dialogues,
+    /// Both; `--dialogue` is for the captions.
+    Both,
 }
 
 impl Source {
@@ -39,14 +90,28 @@ impl Source {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Sa1b => "sa1b",
+            Self::Sa1bPaired => "sa1b-paired",
             Self::Llava => "llava",
+            Self::Cogvlm => "cogvlm",
+            Self::AiChallenger => "ai-challenger",
             Self::Coco => "coco",
+            Self::Scienceqa => "scienceqa",
+            Self::Minimind => "minimind",
+            Self::Sharegpt => "sharegpt",
+            Self::Openai => "openai",
+            Self::Finevision => "finevision",
+            Self::Webdataset => "webdataset",
+            Self::VlmevalTsv => "vlmeval-tsv",
         }
     }
 
-    /// True if records are captions that `--dialogue` must turn into dialogues.
-    pub const fn has_captions(self) -> bool {
-        !matches!(self, Self::Llava)
+    /// What its records are.
+    pub const fn holds(self) -> Holds {
+        match self {
+            Self::Sa1b | Self::Sa1bPaired | Self::AiChallenger | Self::Coco => Holds::Captions,
+            Self::Cogvlm | Self::Webdataset => Holds::Both,
+            _ => Holds::Dialogues,
+        }
     }
 }
 
@@ -63,6 +128,8 @@ pub struct RawCaption {
     pub global: String,
     /// Captions of parts, trimmed, none empty, in the file's order.
     pub locals: Vec<String>,
+    /// Questions published for the source, with or without `<image>`; empty for those of the caption's language.
+    pub prompts: &'static [&'static str],
 }
 
 /// What a sound record holds.
@@ -80,6 +147,13 @@ impl RawContent {
         match self {
             Self::Caption(caption) => &caption.id,
             Self::Dialogue(sample) => &sample.id,
+        }
+    }
+
+    pub(crate) fn set_id(&mut self, id: String) {
+        match self {
+            Self::Caption(caption) => caption.id = id,
+            Self::Dialogue(sample) => sample.id = id,
         }
     }
 }
@@ -138,6 +212,19 @@ pub struct Entry {
     pub record: u64,
     /// The content, or why there is none.
     pub content: Result<RawContent, Fault>,
+}
+
+/// What a raw file is opened with.
+#[derive(Clone)]
+pub(crate) struct SourceContext {
+    /// Name of the file below the input, without its ending: part of sample ids.
+    pub(crate) stem: String,
+    /// Where names of images lead.
+    pub(crate) images: Arc<ImageFolder>,
+    /// What the user said about the source.
+    pub(crate) options: SourceOptions,
+    /// Seed of draws.
+    pub(crate) seed: u64,
 }
 
 /// Takes entries in order; `Break` ends the reading early.

@@ -1,5 +1,6 @@
 //! Cutting a JSON list or JSON lines into records without holding more than one.
 
+use std::collections::HashMap;
 use std::io::BufRead;
 
 /// A record longer than this is taken for a broken file.
@@ -10,6 +11,8 @@ const MAX_RECORD_BYTES: usize = 64 << 20;
 pub(super) enum Layout {
     /// `[record, record, ...]`.
     List,
+    /// A list inside an object; what follows it is not looked at.
+    Inner,
     /// One record per line; blank lines are none.
     Lines,
 }
@@ -69,7 +72,18 @@ pub(super) struct Cutter<R> {
 impl<R: BufRead> Cutter<R> {
     /// From the start of the file; skips a UTF-8 byte order mark and finds the layout: a file whose first
     /// character is `[` is a list, any other is lines.
-    pub(super) fn start(mut reader: R) -> Result<Self, CutError> {
+    pub(super) fn start(reader: R) -> Result<Self, CutError> {
+        let mut cutter = Self::start_lines(reader)?;
+        if cutter.peek()? == Some(b'[') {
+            cutter.layout = Layout::List;
+            cutter.bump();
+            cutter.place = Place::BeforeRecord { may_end: true };
+        }
+        Ok(cutter)
+    }
+
+    /// From the start of a file of lines; skips a UTF-8 byte order mark.
+    pub(super) fn start_lines(mut reader: R) -> Result<Self, CutError> {
         let head = reader.fill_buf()?;
         let mark = usize::from(head.starts_with(&[0xEF, 0xBB, 0xBF])) * 3;
         if head.starts_with(&[0xFF, 0xFE]) || head.starts_with(&[0xFE, 0xFF]) {
@@ -80,17 +94,17 @@ impl<R: BufRead> Cutter<R> {
         reader.consume(mark);
         let mut cutter = Self { reader, layout: Layout::Lines, place: Place::Start, offset: mark as u64, line: 1 };
         cutter.skip_blank()?;
-        if cutter.peek()? == Some(b'[') {
-            cutter.layout = Layout::List;
-            cutter.bump();
-            cutter.place = Place::BeforeRecord { may_end: true };
-        }
         Ok(cutter)
     }
 
     /// From the first byte of a record that an earlier pass found.
     pub(super) fn resume(reader: R, layout: Layout, offset: u64, line: u64) -> Self {
         Self { reader, layout, place: Place::BeforeRecord { may_end: false }, offset, line }
+    }
+
+    /// From the first byte inside the `[` of a list that [`find_lists`] found.
+    pub(super) fn inside(reader: R, offset: u64, line: u64) -> Self {
+        Self { reader, layout: Layout::Inner, place: Place::BeforeRecord { may_end: true }, offset, line }
     }
 
     pub(super) fn layout(&self) -> Layout {
@@ -101,7 +115,7 @@ impl<R: BufRead> Cutter<R> {
     pub(super) fn next_record(&mut self) -> Result<Option<RawRecord>, CutError> {
         match self.layout {
             Layout::Lines => self.next_line(),
-            Layout::List => self.next_element(),
+            Layout::List | Layout::Inner => self.next_element(),
         }
     }
 
@@ -109,12 +123,7 @@ impl<R: BufRead> Cutter<R> {
         self.skip_blank()?;
         let (offset, line) = (self.offset, self.line);
         let mut bytes = Vec::new();
-        while let Some(next) = self.peek()? {
-            if next == b'\n' {
-                break;
-            }
-            self.push(next, &mut bytes)?;
-        }
+        self.take_until(&mut bytes, |byte| byte == b'\n')?;
         bytes.truncate(bytes.trim_ascii_end().len());
         Ok((!bytes.is_empty()).then_some(RawRecord { offset, line, bytes }))
     }
@@ -123,6 +132,7 @@ impl<R: BufRead> Cutter<R> {
         self.skip_blank()?;
         if self.place == Place::AfterList {
             return match self.peek()? {
+                _ if self.layout == Layout::Inner => Ok(None),
                 None => Ok(None),
                 Some(_) => Err(self.fault("nothing after the list's `]`")?),
             };
@@ -144,32 +154,59 @@ impl<R: BufRead> Cutter<R> {
     /// Reads up to the `,` or `]` that ends an element, brackets and strings balanced.
     fn element(&mut self) -> Result<RawRecord, CutError> {
         let (offset, line) = (self.offset, self.line);
-        let (mut bytes, mut depth, mut in_string) = (Vec::new(), 0usize, false);
-        loop {
-            let Some(next) = self.peek()? else {
-                return Err(self.fault("`,` or the list's `]`")?);
-            };
-            match next {
-                b'\\' if in_string => {
-                    self.push(next, &mut bytes)?;
-                    let Some(escaped) = self.peek()? else { continue };
-                    self.push(escaped, &mut bytes)?;
-                    continue;
+        let (mut bytes, mut depth, mut in_string, mut is_escaped) = (Vec::new(), 0usize, false, false);
+        self.take_until(&mut bytes, |byte| {
+            if in_string {
+                match byte {
+                    _ if is_escaped => is_escaped = false,
+                    b'\\' => is_escaped = true,
+                    b'"' => in_string = false,
+                    _ => {}
                 }
-                b'"' => in_string = !in_string,
-                b'{' | b'[' if !in_string => depth += 1,
-                b',' | b']' if !in_string && depth == 0 => break,
-                b'}' if !in_string && depth == 0 => return Err(self.fault("a record")?),
-                b'}' | b']' if !in_string => depth -= 1,
+                return false;
+            }
+            match byte {
+                b'"' => in_string = true,
+                b'{' | b'[' => depth += 1,
+                b',' | b']' | b'}' if depth == 0 => return true,
+                b'}' | b']' => depth -= 1,
                 _ => {}
             }
-            self.push(next, &mut bytes)?;
+            false
+        })?;
+        match self.peek()? {
+            None => return Err(self.fault("`,` or the list's `]`")?),
+            Some(b'}') => return Err(self.fault("a record")?),
+            _ => bytes.truncate(bytes.trim_ascii_end().len()),
         }
-        bytes.truncate(bytes.trim_ascii_end().len());
         if bytes.is_empty() {
             return Err(self.fault("a record")?);
         }
         Ok(RawRecord { offset, line, bytes })
+    }
+
+    /// Adds bytes to `bytes` up to the first one that `is_end`, which stays in the reader, or to the end of the file.
+    fn take_until(&mut self, bytes: &mut Vec<u8>, mut is_end: impl FnMut(u8) -> bool) -> Result<(), CutError> {
+        loop {
+            let held = self.reader.fill_buf()?;
+            let end = held.iter().position(|&byte| is_end(byte));
+            let taken = &held[..end.unwrap_or(held.len())];
+            let (num_taken, num_lines) = (taken.len(), taken.iter().filter(|&&byte| byte == b'\n').count());
+            let room = MAX_RECORD_BYTES - bytes.len();
+            bytes.extend_from_slice(&taken[..num_taken.min(room)]);
+            if num_taken > room {
+                self.offset += room as u64;
+                self.reader.consume(room);
+                return Err(self.fault("a record of at most 64 MiB")?);
+            }
+            let is_over = end.is_some() || held.is_empty();
+            self.reader.consume(num_taken);
+            self.offset += num_taken as u64;
+            self.line += num_lines as u64;
+            if is_over {
+                return Ok(());
+            }
+        }
     }
 
     fn peek(&mut self) -> Result<Option<u8>, std::io::Error> {
@@ -179,16 +216,6 @@ impl<R: BufRead> Cutter<R> {
     fn bump(&mut self) {
         self.reader.consume(1);
         self.offset += 1;
-    }
-
-    fn push(&mut self, next: u8, bytes: &mut Vec<u8>) -> Result<(), CutError> {
-        if bytes.len() >= MAX_RECORD_BYTES {
-            return Err(self.fault("a record of at most 64 MiB")?);
-        }
-        bytes.push(next);
-        self.line += u64::from(next == b'\n');
-        self.bump();
-        Ok(())
     }
 
     fn skip_blank(&mut self) -> Result<(), std::io::Error> {
@@ -208,6 +235,60 @@ impl<R: BufRead> Cutter<R> {
             None => "the end of the file".to_owned(),
         };
         Ok(CutError::Layout(LayoutFault { offset: self.offset, line: self.line, expected, found }))
+    }
+}
+
+/// Where the lists directly inside the object of a JSON file begin, by the name of their field: byte and line of the first
+/// byte after `[`. A field that comes twice counts where it comes last, as in every JSON reader.
+/// `expected` is said of a file that holds no object.
+pub(super) fn find_lists(
+    reader: impl BufRead,
+    expected: &'static str,
+) -> Result<HashMap<String, (u64, u64)>, CutError> {
+    let mut cutter = Cutter::start_lines(reader)?;
+    let (mut lists, mut depth, mut text, mut in_string) = (HashMap::new(), 0usize, Vec::new(), false);
+    if cutter.peek()? != Some(b'{') {
+        return Err(cutter.fault(expected)?);
+    }
+    let mut is_escaped = false;
+    loop {
+        let held = cutter.reader.fill_buf()?;
+        if held.is_empty() {
+            break;
+        }
+        for &next in held {
+            cutter.offset += 1;
+            cutter.line += u64::from(next == b'\n');
+            if in_string {
+                match next {
+                    _ if is_escaped => is_escaped = false,
+                    b'\\' => is_escaped = true,
+                    b'"' => in_string = false,
+                    _ if depth == 1 => text.push(next),
+                    _ => {}
+                }
+                continue;
+            }
+            match next {
+                b'"' => {
+                    in_string = true;
+                    text.clear();
+                }
+                b'[' if depth == 1 => {
+                    lists.insert(String::from_utf8_lossy(&text).into_owned(), (cutter.offset, cutter.line));
+                    depth += 1;
+                }
+                b'{' | b'[' => depth += 1,
+                b'}' | b']' => depth = depth.saturating_sub(1),
+                _ => {}
+            }
+        }
+        let num_held = held.len();
+        cutter.reader.consume(num_held);
+    }
+    match depth {
+        0 => Ok(lists),
+        _ => Err(cutter.fault("the object's `}`")?),
     }
 }
 
@@ -245,6 +326,24 @@ mod tests {
         for (text, offset, line) in cases {
             let Err(CutError::Layout(fault)) = cut(text) else { panic!("{text:?} passed") };
             assert_eq!((fault.offset, fault.line), (offset, line), "{:?}", String::from_utf8_lossy(text));
+        }
+    }
+
+    #[test]
+    fn lists_inside_an_object_are_found_and_cut() {
+        let text = "{\"a\": {\"b\": [0]}, \"x\\\"y\": 1,\n \"b\": [ {\"c\": [1]} , 2], \"e\": []}".as_bytes();
+        let lists = find_lists(text, "an object").expect("an object");
+        assert_eq!(lists.keys().map(String::as_str).collect::<std::collections::BTreeSet<_>>(), ["b", "e"].into());
+        let (offset, line) = lists["b"];
+        assert_eq!(line, 2);
+        let mut cutter = Cutter::inside(&text[offset as usize..], offset, line);
+        let mut records = Vec::new();
+        while let Some(record) = cutter.next_record().expect("sound") {
+            records.push(String::from_utf8(record.bytes).expect("UTF-8"));
+        }
+        assert_eq!(records, ["{\"c\": [1]}", "2"]);
+        for broken in ["[]", "{\"a\": [", ""] {
+            assert!(find_lists(broken.as_bytes(), "an object").is_err(), "{broken}");
         }
     }
 

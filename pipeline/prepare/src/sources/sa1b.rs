@@ -1,147 +1,74 @@
-//! SA1B-Dense-Caption: Parquet with `url` and `cap_seg`, the `repr` of a Python dict with `global_caption` (text) and
-//! `local_caption` (text or list of texts).
+//! The two SA1B caption sets. SA1B-Dense-Caption: Parquet with `url` and `cap_seg`, the `repr` of a Python dict with
+//! `global_caption` (text) and `local_caption` (text or list of texts). SA1B-Paired-Captions-Images: Parquet with
+//! `opensource_url` and `global_caption`.
 
-use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
-use std::ops::{ControlFlow, Range};
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
-
-use polars::prelude::{DataFrame, DataType, ParquetReader, SerReader, StringChunked};
-use vela_types::Fingerprint;
-
-use super::images::ImageListing;
-use super::{Emit, Entry, Fault, ImageFolder, RawCaption, RawContent, RawFile, Source};
-use crate::PrepareError;
+use super::fields::Place;
+use super::table_file::{Row, TableFormat};
+use super::{Fault, RawCaption, RawContent};
 use crate::python_literal::{self, Literal};
 
-const URL: &str = "url";
-const CAPTIONS: &str = "cap_seg";
-/// First and last bytes of a Parquet file.
-const MAGIC: &[u8; 4] = b"PAR1";
-/// Rows read at once; captions are about 2 KB each.
-const SLICE_ROWS: u64 = 1024;
+/// SA1B-Dense-Caption.
+pub(super) struct DenseCaptions;
 
-/// One Parquet file.
-pub(super) struct Sa1bFile {
-    path: PathBuf,
-    stem: String,
-    images: Arc<ImageFolder>,
-    num_rows: u64,
-    listing: Fingerprint,
-}
+impl TableFormat for DenseCaptions {
+    const SOURCE: &'static str = "sa1b";
 
-impl Sa1bFile {
-    pub(super) fn open(path: &Path, stem: String, images: Arc<ImageFolder>) -> Result<Self, PrepareError> {
-        let file = File::open(path).map_err(PrepareError::io("read", path))?;
-        check_format(path, &file)?;
-        let mut reader = ParquetReader::new(file);
-        let schema = reader.schema().map_err(PrepareError::parquet(path))?;
-        for column in [URL, CAPTIONS] {
-            if !schema.contains(column) {
-                let found: Vec<String> = schema.iter_names().map(|name| format!("`{name}`")).collect();
-                return Err(PrepareError::MissingColumn { path: path.to_owned(), column, found: found.join(", ") });
-            }
-        }
-        let num_rows = reader.num_rows().map_err(PrepareError::parquet(path))? as u64;
-        let mut this = Self { path: path.to_owned(), stem, images, num_rows, listing: Fingerprint::default() };
-        if this.images.is_beside_data() {
-            this.listing = this.list_images()?;
-        }
-        Ok(this)
+    fn required(&self) -> Vec<&str> {
+        vec!["url", "cap_seg"]
     }
 
-    fn list_images(&self) -> Result<Fingerprint, PrepareError> {
-        let mut listing = ImageListing::default();
-        for first in (0..self.num_rows).step_by(SLICE_ROWS as usize) {
-            let frame = self.slice(first, SLICE_ROWS.min(self.num_rows - first), &[URL])?;
-            self.texts(&frame, URL)?
-                .iter()
-                .flatten()
-                .for_each(|url| self.images.note(&mut listing, url, self.folder()));
-        }
-        Ok(listing.fingerprint())
+    fn image_columns(&self) -> Vec<&str> {
+        vec!["url"]
     }
 
-    fn folder(&self) -> &Path {
-        self.path.parent().unwrap_or(Path::new(""))
+    fn image_names(&self, row: &Row<'_>) -> Vec<String> {
+        row.text("url").into_iter().collect()
     }
 
-    fn slice(&self, first: u64, num: u64, columns: &[&str]) -> Result<DataFrame, PrepareError> {
-        let file = File::open(&self.path).map_err(PrepareError::io("read", &self.path))?;
-        ParquetReader::new(file)
-            .with_slice(Some((first as usize, num as usize)))
-            .with_columns(Some(columns.iter().map(|column| (*column).to_owned()).collect()))
-            .finish()
-            .map_err(PrepareError::parquet(&self.path))
-    }
-
-    fn texts<'a>(&self, frame: &'a DataFrame, column: &'static str) -> Result<&'a StringChunked, PrepareError> {
-        let values = frame.column(column).map_err(PrepareError::parquet(&self.path))?;
-        match values.dtype() {
-            DataType::String => values.str().map_err(PrepareError::parquet(&self.path)),
-            other => Err(PrepareError::MissingColumn {
-                path: self.path.clone(),
-                column,
-                found: format!("`{column}` of type {other}"),
-            }),
-        }
-    }
-
-    fn row(&self, record: u64, url: Option<&str>, captions: Option<&str>) -> Result<RawContent, Fault> {
-        let id = format!("sa1b/{}/{record}", self.stem);
-        let content = || {
-            let url = url.ok_or_else(|| null_column(URL))?;
-            let (global, locals) = parse_captions(captions.ok_or_else(|| null_column(CAPTIONS))?)?;
-            let image = self.images.resolve(url, self.folder())?;
-            Ok(RawContent::Caption(RawCaption { id: id.clone(), source: "sa1b", image, global, locals }))
-        };
-        content().map_err(|fault: Fault| fault.of(&id))
+    fn content(&self, row: &Row<'_>, place: &Place<'_>) -> Result<RawContent, Fault> {
+        let url = row.text("url")?;
+        let (global, locals) = parse_captions(&row.text("cap_seg")?)?;
+        caption(Self::SOURCE, place, &url, global, locals)
     }
 }
 
-impl RawFile for Sa1bFile {
-    fn num_records(&self) -> u64 {
-        self.num_rows
+/// SA1B-Paired-Captions-Images.
+pub(super) struct PairedCaptions;
+
+impl TableFormat for PairedCaptions {
+    const SOURCE: &'static str = "sa1b-paired";
+
+    fn required(&self) -> Vec<&str> {
+        vec!["opensource_url", "global_caption"]
     }
 
-    fn images(&self) -> Fingerprint {
-        self.listing
+    fn image_columns(&self) -> Vec<&str> {
+        vec!["opensource_url"]
     }
 
-    fn read(&self, records: Range<u64>, emit: &mut Emit<'_>) -> Result<(), PrepareError> {
-        let mut first = records.start;
-        while first < records.end {
-            let num = SLICE_ROWS.min(records.end - first);
-            let frame = self.slice(first, num, &[URL, CAPTIONS])?;
-            let (urls, captions) = (self.texts(&frame, URL)?, self.texts(&frame, CAPTIONS)?);
-            for (record, (url, captions)) in (first..).zip(urls.iter().zip(captions.iter())) {
-                let content = self.row(record, url, captions);
-                if emit(Entry { record, content }) == ControlFlow::Break(()) {
-                    return Ok(());
-                }
-            }
-            first += num;
+    fn image_names(&self, row: &Row<'_>) -> Vec<String> {
+        row.text("opensource_url").into_iter().collect()
+    }
+
+    fn content(&self, row: &Row<'_>, place: &Place<'_>) -> Result<RawContent, Fault> {
+        let url = row.text("opensource_url")?;
+        let global = row.text("global_caption")?.trim().to_owned();
+        if global.is_empty() {
+            return Err(Fault::new("empty_caption", "column `global_caption` holds no text"));
         }
-        Ok(())
+        caption(Self::SOURCE, place, &url, global, vec![])
     }
 }
 
-/// Refuses what does not begin and end as Parquet does, before a library guesses at it.
-fn check_format(path: &Path, mut file: &File) -> Result<(), PrepareError> {
-    let (mut head, mut tail) = ([0; 4], [0; 4]);
-    let mut read = |at: SeekFrom, out: &mut [u8]| file.seek(at).and_then(|_| file.read_exact(out)).is_ok();
-    let found = match (read(SeekFrom::End(-4), &mut tail), read(SeekFrom::Start(0), &mut head)) {
-        (true, true) if head == *MAGIC && tail == *MAGIC => return Ok(()),
-        (true, true) if head == *MAGIC => "without its end",
-        _ => "of another format",
-    };
-    let (source_name, expected) = (Source::Sa1b.as_str(), "a Parquet file");
-    Err(PrepareError::WrongFormat { path: path.to_owned(), source_name, expected, found })
-}
-
-fn null_column(column: &str) -> Fault {
-    Fault::new("missing_field", format!("column `{column}`: expected a text, found null"))
+fn caption(
+    source: &'static str,
+    place: &Place<'_>,
+    url: &str,
+    global: String,
+    locals: Vec<String>,
+) -> Result<RawContent, Fault> {
+    let image = place.images.resolve(url, place.folder)?;
+    Ok(RawContent::Caption(RawCaption { id: place.id.to_owned(), source, image, global, locals, prompts: &[] }))
 }
 
 /// The global caption and the local ones of a `cap_seg` cell. JSON is taken where the text starts like a JSON object.

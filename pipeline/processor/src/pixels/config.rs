@@ -6,6 +6,7 @@ use vela_types::{ImageNormalization, ImageShape};
 
 use crate::ProcessorError;
 
+use super::ImageMode;
 use super::filter::Filter;
 
 pub(crate) const PREPROCESSOR_FILE: &str = "preprocessor_config.json";
@@ -22,6 +23,10 @@ pub(crate) enum Resize {
 /// An image processor's settings.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct PreprocessorConfig {
+    /// Whose pixels are reproduced.
+    pub(crate) mode: ImageMode,
+    /// Colour of the square that pictures are padded to before anything else; `None`: they are not.
+    pub(crate) canvas: Option<[u8; 3]>,
     /// `None`: pictures are not resized.
     pub(crate) resize: Option<Resize>,
     /// How a resize weighs its inputs.
@@ -50,6 +55,7 @@ struct RawConfig {
     image_mean: Option<[f64; 3]>,
     image_std: Option<[f64; 3]>,
     do_pad: Option<bool>,
+    image_aspect_ratio: Option<String>,
 }
 
 /// What a class does where its file is silent.
@@ -58,25 +64,28 @@ struct ClassDefaults {
     crops: bool,
     mean: [f64; 3],
     std: [f64; 3],
+    /// Whether `do_pad` means a square.
+    pads: bool,
 }
 
 /// Mean and deviation of the pictures that OpenAI's CLIP was trained on.
 const CLIP_MEAN: [f64; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
 const CLIP_STD: [f64; 3] = [0.268_629_54, 0.261_302_58, 0.275_777_11];
 
-const CLASSES: &str = "CLIPImageProcessor, ChineseCLIPImageProcessor or SiglipImageProcessor";
+const CLASSES: &str = "CLIPImageProcessor, ChineseCLIPImageProcessor, LlavaImageProcessor or SiglipImageProcessor";
 
 impl ClassDefaults {
     /// `None` for a class that is not supported.
     fn of(class: &str) -> Option<Self> {
         let base = class.strip_suffix("Fast").or_else(|| class.strip_suffix("Pil")).unwrap_or(class);
         match base.replace("FeatureExtractor", "ImageProcessor").as_str() {
-            "CLIPImageProcessor" | "ChineseCLIPImageProcessor" => {
-                Some(Self { size: Resize::ShortestEdge(224), crops: true, mean: CLIP_MEAN, std: CLIP_STD })
+            name @ ("CLIPImageProcessor" | "ChineseCLIPImageProcessor" | "LlavaImageProcessor") => {
+                let (size, pads) = (Resize::ShortestEdge(224), name == "LlavaImageProcessor");
+                Some(Self { size, crops: true, mean: CLIP_MEAN, std: CLIP_STD, pads })
             }
             "SiglipImageProcessor" => {
                 let size = Resize::Exact { height: 224, width: 224 };
-                Some(Self { size, crops: false, mean: [0.5; 3], std: [0.5; 3] })
+                Some(Self { size, crops: false, mean: [0.5; 3], std: [0.5; 3], pads: false })
             }
             _ => None,
         }
@@ -85,22 +94,21 @@ impl ClassDefaults {
 
 impl PreprocessorConfig {
     /// Reads and checks the file's text.
-    pub(crate) fn parse(text: &[u8]) -> Result<Self, ProcessorError> {
+    pub(crate) fn parse(text: &[u8], mode: ImageMode) -> Result<Self, ProcessorError> {
         let raw: RawConfig = serde_json::from_slice(text)
             .map_err(|source| ProcessorError::Json { file: PREPROCESSOR_FILE.into(), source })?;
         let class = raw.image_processor_type.clone().or_else(|| raw.feature_extractor_type.clone());
         let class = class.unwrap_or_default();
         let defaults =
             ClassDefaults::of(&class).ok_or_else(|| fault("image_processor_type", CLASSES, class.clone()))?;
-        if raw.do_pad == Some(true) {
-            return Err(fault("do_pad", "false: none of the supported classes pads", "true"));
-        }
         let resize = raw.resize(&defaults)?;
         let crop = raw.crop(&defaults)?;
         let (height, width) = fixed_extent(resize, crop)?;
         Ok(Self {
+            mode,
+            canvas: raw.canvas(&defaults)?,
             resize,
-            filter: raw.filter()?,
+            filter: raw.filter(mode)?,
             crop,
             shape: ImageShape { channels: 3, height, width },
             normalization: raw.normalization(&defaults),
@@ -137,11 +145,34 @@ impl RawConfig {
         crop.map(Some).ok_or_else(|| fault("crop_size", "a number or {\"height\", \"width\"}, above 0", size))
     }
 
-    fn filter(&self) -> Result<Filter, ProcessorError> {
+    fn filter(&self, mode: ImageMode) -> Result<Filter, ProcessorError> {
         /// Pillow's number of bicubic, the default of every supported class.
         const BICUBIC: u64 = 3;
         let code = self.resample.unwrap_or(BICUBIC);
-        Filter::from_code(code).ok_or_else(|| fault("resample", "a number from 0 to 5", code))
+        match (Filter::from_code(code), mode) {
+            (None, _) => Err(fault("resample", "a number from 0 to 5", code)),
+            (Some(Filter::Box | Filter::Hamming), ImageMode::Torchvision) => {
+                Err(fault("resample", "a number from 0 to 3 in image mode `torchvision`", code))
+            }
+            (Some(filter), _) => Ok(filter),
+        }
+    }
+
+    /// The padding colour, if pictures are padded: LLaVA's `image_aspect_ratio`, or `do_pad` of transformers' class for
+    /// LLaVA. It is the mean, brought to 0-255 and cut off, as both do.
+    fn canvas(&self, defaults: &ClassDefaults) -> Result<Option<[u8; 3]>, ProcessorError> {
+        let pads = match (self.image_aspect_ratio.as_deref(), self.do_pad.unwrap_or(false)) {
+            (Some("pad"), _) => true,
+            (Some("square") | None, false) => false,
+            (None, true) if defaults.pads => true,
+            (Some("square") | None, true) => {
+                let expected = "false; write \"image_aspect_ratio\": \"pad\" to pad to a square";
+                return Err(fault("do_pad", expected, "true"));
+            }
+            (Some(other), _) => return Err(fault("image_aspect_ratio", "`pad` or `square`", other)),
+        };
+        let mean = self.image_mean.unwrap_or(defaults.mean);
+        Ok(pads.then(|| mean.map(|mean| (mean * 255.0) as u8)))
     }
 
     fn normalization(&self, defaults: &ClassDefaults) -> ImageNormalization {
@@ -196,7 +227,7 @@ mod tests {
     use super::*;
 
     fn parse(text: &str) -> Result<PreprocessorConfig, String> {
-        PreprocessorConfig::parse(text.as_bytes()).map_err(|error| error.to_string())
+        PreprocessorConfig::parse(text.as_bytes(), ImageMode::Pillow).map_err(|error| error.to_string())
     }
 
     #[test]
@@ -220,6 +251,24 @@ mod tests {
     }
 
     #[test]
+    fn pictures_are_padded_with_the_mean_where_the_file_says_so() {
+        let canvas = |text: &str| parse(text).expect(text).canvas;
+        let mean = Some([122, 116, 104]);
+        assert_eq!(canvas(r#"{"image_processor_type": "CLIPImageProcessor", "image_aspect_ratio": "pad"}"#), mean);
+        assert_eq!(canvas(r#"{"image_processor_type": "LlavaImageProcessor", "do_pad": true}"#), mean);
+        assert_eq!(canvas(r#"{"image_processor_type": "LlavaImageProcessor"}"#), None);
+        assert_eq!(canvas(r#"{"image_processor_type": "CLIPImageProcessor", "image_aspect_ratio": "square"}"#), None);
+    }
+
+    #[test]
+    fn filters_that_torchvision_lacks_are_refused_in_its_mode() {
+        let text = br#"{"image_processor_type": "CLIPImageProcessor", "resample": 4}"#;
+        assert!(PreprocessorConfig::parse(text, ImageMode::Pillow).is_ok());
+        let refused = PreprocessorConfig::parse(text, ImageMode::Torchvision).expect_err("box");
+        assert!(refused.to_string().contains("0 to 3"), "{refused}");
+    }
+
+    #[test]
     fn what_cannot_be_honoured_is_refused_by_name() {
         let cases = [
             (r#"{"image_processor_type": "ViTImageProcessor"}"#, "SiglipImageProcessor"),
@@ -228,7 +277,8 @@ mod tests {
             (r#"{"image_processor_type": "CLIPImageProcessor", "resample": 9}"#, "0 to 5"),
             (r#"{"image_processor_type": "CLIPImageProcessor", "size": {"longest_edge": 3}}"#, "shortest_edge"),
             (r#"{"image_processor_type": "CLIPImageProcessor", "size": 0}"#, "above 0"),
-            (r#"{"image_processor_type": "CLIPImageProcessor", "do_pad": true}"#, "do_pad"),
+            (r#"{"image_processor_type": "CLIPImageProcessor", "do_pad": true}"#, "image_aspect_ratio"),
+            (r#"{"image_processor_type": "CLIPImageProcessor", "image_aspect_ratio": "anyres"}"#, "`pad` or `square`"),
             (r#"{"image_processor_type": "#, "not valid JSON"),
         ];
         for (text, needle) in cases {

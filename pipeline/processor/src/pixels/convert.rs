@@ -5,13 +5,21 @@ pub(super) fn gray_to_rgb(gray: &[u8]) -> Vec<u8> {
     gray.iter().flat_map(|&sample| [sample; 3]).collect()
 }
 
-/// Keeps the first `keep` (1 or 3) of each pixel's `channels` samples and makes them RGB.
-pub(super) fn take_color(samples: &[u8], channels: usize, keep: usize) -> Vec<u8> {
+/// The colours of 1 (gray), 2 (gray, alpha), 3 (RGB) or 4 (RGB, alpha) samples per pixel.
+pub(super) fn colors(samples: &[u8], channels: usize) -> Vec<u8> {
     let pixels = samples.chunks_exact(channels);
-    match keep {
-        1 => pixels.flat_map(|pixel| [pixel[0]; 3]).collect(),
+    match channels {
+        1 | 2 => pixels.flat_map(|pixel| [pixel[0]; 3]).collect(),
+        3 => samples.to_vec(),
         _ => pixels.flat_map(|pixel| [pixel[0], pixel[1], pixel[2]]).collect(),
     }
+}
+
+/// Mode `P`: the palette's colours, RGB triples; black beyond its end.
+pub(super) fn look_up(indices: &[u8], palette: &[u8]) -> Vec<u8> {
+    let mut table = [[0; 3]; 256];
+    table.iter_mut().zip(palette.chunks_exact(3)).for_each(|(entry, color)| entry.copy_from_slice(color));
+    indices.iter().flat_map(|&index| table[usize::from(index)]).collect()
 }
 
 /// 16-bit samples in machine order to 8 bits, as Pillow unpacks every 16-bit mode but gray: the high byte.
@@ -21,8 +29,16 @@ pub(super) fn high_bytes(samples: &[u8]) -> Vec<u8> {
 
 /// Mode `I;16`, 16-bit gray in machine order, to 8 bits: Pillow clips at 255 and does not scale.
 pub(super) fn clip_gray_16(samples: &[u8]) -> Vec<u8> {
-    let clip = |pair: &[u8]| u8::try_from(u16::from_ne_bytes([pair[0], pair[1]])).unwrap_or(u8::MAX);
-    samples.chunks_exact(2).map(clip).collect()
+    samples.chunks_exact(2).map(|pair| clip(u16::from_ne_bytes([pair[0], pair[1]]))).collect()
+}
+
+/// As [`clip_gray_16`], samples with the high byte first.
+pub(super) fn clip_gray_16_be(samples: &[u8]) -> Vec<u8> {
+    samples.chunks_exact(2).map(|pair| clip(u16::from_be_bytes([pair[0], pair[1]]))).collect()
+}
+
+fn clip(sample: u16) -> u8 {
+    u8::try_from(sample).unwrap_or(u8::MAX)
 }
 
 /// Four-component JPEG samples, which Pillow takes to be inverted ink (Adobe's habit), to RGB.

@@ -12,14 +12,6 @@ use std::ptr;
 
 use mozjpeg_sys as ffi;
 
-/// Samples as stored: 1 (gray), 3 (RGB) or 4 (CMYK, ink as the file has it) per pixel.
-pub(super) struct Samples {
-    pub(super) width: u32,
-    pub(super) height: u32,
-    pub(super) channels: usize,
-    pub(super) data: Vec<u8>,
-}
-
 /// Why there are no samples.
 #[derive(Debug)]
 pub(super) enum Fault {
@@ -29,24 +21,43 @@ pub(super) enum Fault {
     Damaged(String),
 }
 
+/// Rows decoded before they are handed out: few enough to stay in the cache.
+const ROWS_AT_A_TIME: usize = 8;
+
 /// What `jpeg_read_header` returns for a complete header (jpeglib.h).
 const HEADER_OK: c_int = 1;
 
 /// The panic payload by which `error_exit` leaves the library.
 struct LibraryError(String);
 
-/// Decodes a JPEG of at most `max_pixels` pixels.
-pub(super) fn decode(bytes: &[u8], max_pixels: u64) -> Result<Samples, Fault> {
-    caught(|| Decompress::new(bytes).run(max_pixels))
+/// Scans beyond this many are refused: a small progressive file may hold thousands, each as slow as a picture.
+const MAX_SCANS: c_int = 1000;
+
+/// A JPEG whose header is read.
+pub(super) struct Picture<'a> {
+    decompress: Decompress<'a>,
+    pub(super) width: u32,
+    pub(super) height: u32,
+    /// Samples per pixel: 1 (gray), 3 (RGB) or 4 (CMYK, ink as the file has it).
+    pub(super) channels: usize,
 }
 
-/// Reads the header alone: what [`decode`] refuses before the first pixel.
-pub(super) fn check_header(bytes: &[u8], max_pixels: u64) -> Result<(), Fault> {
-    caught(|| {
-        let mut decompress = Decompress::new(bytes);
-        decompress.read_header(max_pixels)?;
-        decompress.choose_output().map(drop)
-    })
+impl<'a> Picture<'a> {
+    /// Reads the header of a JPEG of at most `max_pixels` pixels: refuses what can be refused before the first pixel.
+    pub(super) fn open(bytes: &'a [u8], max_pixels: u64) -> Result<Self, Fault> {
+        caught(|| {
+            let mut decompress = Decompress::new(bytes);
+            let (width, height) = decompress.read_header(max_pixels)?;
+            let channels = decompress.choose_output()?;
+            Ok(Self { decompress, width, height, channels })
+        })
+    }
+
+    /// Decodes all rows and hands them out from the top, some at a time.
+    pub(super) fn read(mut self, take: impl FnMut(&[u8])) -> Result<(), Fault> {
+        let row_bytes = self.width as usize * self.channels;
+        caught(move || self.decompress.run(row_bytes, self.height as usize, take))
+    }
 }
 
 /// The library tells an error by a panic.
@@ -76,6 +87,7 @@ struct Decompress<'a> {
     // Boxed so that the addresses that the library holds stay put.
     _errors: Box<ffi::jpeg_error_mgr>,
     source: Box<ffi::jpeg_source_mgr>,
+    _progress: Box<ffi::jpeg_progress_mgr>,
     bytes: &'a [u8],
 }
 
@@ -97,7 +109,15 @@ impl<'a> Decompress<'a> {
         // SAFETY: `info` is zeroed and holds an error manager that outlives it (fields drop after `Drop::drop`).
         unsafe { ffi::jpeg_create_decompress(&mut *info) };
         info.src = &mut *source;
-        Self { info, _errors: errors, source, bytes }
+        let mut progress = Box::new(ffi::jpeg_progress_mgr {
+            progress_monitor: Some(stop_at_too_many_scans),
+            pass_counter: 0,
+            pass_limit: 0,
+            completed_passes: 0,
+            total_passes: 0,
+        });
+        info.common.progress = &mut *progress;
+        Self { info, _errors: errors, source, _progress: progress, bytes }
     }
 
     /// Columns and rows that the header tells.
@@ -114,19 +134,17 @@ impl<'a> Decompress<'a> {
         Ok((width, height))
     }
 
-    fn run(mut self, max_pixels: u64) -> Result<Samples, Fault> {
-        let (width, height) = self.read_header(max_pixels)?;
-        let channels = self.choose_output()?;
+    fn run(&mut self, row_bytes: usize, num_rows: usize, take: impl FnMut(&[u8])) -> Result<(), Fault> {
         // SAFETY: the header is read and every decompression setting is one of the library's own values.
         if unsafe { ffi::jpeg_start_decompress(&mut self.info) } == 0 {
             return Err(Fault::Truncated);
         }
-        let data = self.read_rows(width as usize * channels, height as usize)?;
+        self.read_rows(row_bytes, num_rows, take)?;
         // SAFETY: all rows are read. False means that the end-of-image marker is missing.
-        if unsafe { ffi::jpeg_finish_decompress(&mut self.info) } == 0 {
-            return Err(Fault::Truncated);
+        match unsafe { ffi::jpeg_finish_decompress(&mut self.info) } {
+            0 => Err(Fault::Truncated),
+            _ => Ok(()),
         }
-        Ok(Samples { width, height, channels, data })
     }
 
     fn choose_output(&mut self) -> Result<usize, Fault> {
@@ -143,17 +161,33 @@ impl<'a> Decompress<'a> {
         Ok(channels)
     }
 
-    fn read_rows(&mut self, row_bytes: usize, num_rows: usize) -> Result<Vec<u8>, Fault> {
-        let mut data = vec![0u8; row_bytes * num_rows];
+    fn read_rows(&mut self, row_bytes: usize, num_rows: usize, mut take: impl FnMut(&[u8])) -> Result<(), Fault> {
+        let mut rows = vec![0u8; row_bytes * ROWS_AT_A_TIME.min(num_rows)];
         while (self.info.output_scanline as usize) < num_rows {
-            let offset = self.info.output_scanline as usize * row_bytes;
-            let mut row = data[offset..offset + row_bytes].as_mut_ptr();
-            // SAFETY: `row` points at `row_bytes` writable bytes, the library's row length for this colour space.
-            if unsafe { ffi::jpeg_read_scanlines(&mut self.info, &mut row, 1) } == 0 {
-                return Err(Fault::Truncated);
+            let mut pointers = [ptr::null_mut(); ROWS_AT_A_TIME];
+            let wanted = ROWS_AT_A_TIME.min(num_rows - self.info.output_scanline as usize);
+            pointers
+                .iter_mut()
+                .zip(rows.chunks_exact_mut(row_bytes))
+                .for_each(|(pointer, row)| *pointer = row.as_mut_ptr());
+            let made = self.read_some(&mut pointers[..wanted])?;
+            take(&rows[..made * row_bytes]);
+        }
+        Ok(())
+    }
+
+    /// Fills the rows pointed at, from the first; returns how many.
+    fn read_some(&mut self, rows: &mut [*mut u8]) -> Result<usize, Fault> {
+        let mut made = 0;
+        while made < rows.len() {
+            let left = &mut rows[made..];
+            // SAFETY: each pointer is one to a row's bytes, the library's row length for this colour space.
+            match unsafe { ffi::jpeg_read_scanlines(&mut self.info, left.as_mut_ptr(), left.len() as u32) } {
+                0 => return Err(Fault::Truncated),
+                count => made += count as usize,
             }
         }
-        Ok(data)
+        Ok(made)
     }
 }
 
@@ -258,6 +292,14 @@ extern "C-unwind" fn leave_by_unwinding(info: &mut ffi::jpeg_common_struct) {
 
 /// Warnings (corrupt codes, extra bytes) are tolerated, as Pillow tolerates them; lost input shows as suspension.
 extern "C-unwind" fn ignore_message(_: &mut ffi::jpeg_common_struct, _: c_int) {}
+
+extern "C-unwind" fn stop_at_too_many_scans(info: &mut ffi::jpeg_common_struct) {
+    // SAFETY: the monitor is set on decompression structs alone, whose first field is the common struct.
+    let info = unsafe { &*ptr::from_mut(info).cast::<ffi::jpeg_decompress_struct>() };
+    if info.input_scan_number > MAX_SCANS {
+        resume_unwind(Box::new(LibraryError(format!("expected at most {MAX_SCANS} scans"))));
+    }
+}
 
 extern "C-unwind" fn source_nothing(_: &mut ffi::jpeg_decompress_struct) {}
 

@@ -51,6 +51,11 @@ fn app1_segments(bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
 /// Orientation of an EXIF block: a TIFF header (optionally after `Exif\0\0`) and its first directory.
 pub(super) fn from_exif(block: &[u8]) -> Option<u8> {
     let tiff = block.strip_prefix(b"Exif\0\0").unwrap_or(block);
+    tiff_number(tiff, ORIENTATION_TAG).and_then(|value| u8::try_from(value).ok())
+}
+
+/// The single whole number that a TIFF file's first directory holds under `tag`.
+pub(super) fn tiff_number(tiff: &[u8], tag: u16) -> Option<u32> {
     let little = match tiff.get(..2)? {
         b"II" => true,
         b"MM" => false,
@@ -66,15 +71,12 @@ pub(super) fn from_exif(block: &[u8]) -> Option<u8> {
     };
     let directory = read_u32(4)? as usize;
     let num_entries = usize::from(read_u16(directory)?);
-    let entry = (0..num_entries)
-        .map(|index| directory + 2 + 12 * index)
-        .find(|&entry| read_u16(entry) == Some(ORIENTATION_TAG))?;
-    let value = match (read_u16(entry + 2)?, read_u32(entry + 4)?) {
-        (3, 1) => u32::from(read_u16(entry + 8)?),
-        (4, 1) => read_u32(entry + 8)?,
-        _ => return None,
-    };
-    u8::try_from(value).ok()
+    let entry = (0..num_entries).map(|index| directory + 2 + 12 * index).find(|&entry| read_u16(entry) == Some(tag))?;
+    match (read_u16(entry + 2)?, read_u32(entry + 4)?) {
+        (3, 1) => Some(u32::from(read_u16(entry + 8)?)),
+        (4, 1) => read_u32(entry + 8),
+        _ => None,
+    }
 }
 
 /// Orientation of an XMP packet: the digit after `tiff:Orientation="` or `tiff:Orientation>`.
@@ -87,6 +89,9 @@ pub(super) fn from_xmp(packet: &[u8]) -> Option<u8> {
         tail.first().filter(|digit| digit.is_ascii_digit()).map(|digit| digit - b'0')
     })
 }
+
+/// Side of the square that is turned at a time.
+const TILE: usize = 32;
 
 /// Turns the picture upright. Orientations outside 2-8 mean nothing to do.
 pub(super) fn apply(image: RgbImage, orientation: u8) -> RgbImage {
@@ -103,12 +108,19 @@ pub(super) fn apply(image: RgbImage, orientation: u8) -> RgbImage {
         8 => |x, y, w, _| (w - 1 - y, x),         // ROTATE_90
         _ => return image,
     };
-    let mut data = Vec::with_capacity(image.data.len());
-    for y in 0..out_height {
-        for x in 0..out_width {
-            let (from_x, from_y) = source(x, y, width, height);
-            let at = 3 * (from_y * width + from_x);
-            data.extend_from_slice(&image.data[at..at + 3]);
+    let mut data = vec![0u8; image.data.len()];
+    // In tiles, so that rows read across and written along both stay in the cache.
+    for (tile_y, tile_x) in
+        (0..out_height).step_by(TILE).flat_map(|y| (0..out_width).step_by(TILE).map(move |x| (y, x)))
+    {
+        for y in tile_y..out_height.min(tile_y + TILE) {
+            let columns = tile_x..out_width.min(tile_x + TILE);
+            let row = &mut data[3 * (y * out_width + columns.start)..3 * (y * out_width + columns.end)];
+            for (x, pixel) in columns.zip(row.chunks_exact_mut(3)) {
+                let (from_x, from_y) = source(x, y, width, height);
+                let at = 3 * (from_y * width + from_x);
+                pixel.copy_from_slice(&image.data[at..at + 3]);
+            }
         }
     }
     RgbImage { width: out_width as u32, height: out_height as u32, data }

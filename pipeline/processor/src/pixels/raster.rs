@@ -1,25 +1,57 @@
-//! Every format but JPEG, by the `image` crate, brought to what Pillow gives for the same file.
+//! WebP, BMP and TIFF, by the `image` crate, brought to what Pillow gives for the same file.
 
 use std::error::Error;
 use std::io::{self, Cursor};
 
-use image::{ColorType, ImageDecoder, ImageError, ImageFormat, ImageReader, ImageResult, Limits};
+use image::{ColorType, ExtendedColorType, ImageDecoder, ImageError, ImageFormat, ImageReader, ImageResult, Limits};
 
 use crate::ProcessorError;
 
-use super::{MAX_PIXELS, RgbImage, convert, orientation};
+use super::decode::check_extent;
+use super::resample::CHANNELS;
+use super::{RgbImage, convert, orientation, webp};
 
 /// The picture as RGB, not yet upright, and the orientation (1-8) its metadata tells.
 pub(super) fn decode(bytes: &[u8], format: ImageFormat, name: &str) -> Result<(RgbImage, u8), ProcessorError> {
-    let fault = |error: ImageError| to_error(error, name);
     let mut decoder = open(bytes, format, name)?;
-    let (width, height) = decoder.dimensions();
     let orientation = read_orientation(&mut decoder, bytes, format);
-    let color = decoder.color_type();
-    let mut samples = vec![0; decoder.total_bytes() as usize];
-    decoder.read_image(&mut samples).map_err(fault)?;
-    let data = to_rgb(&samples, color, is_gray_png(bytes, format), name)?;
-    Ok((RgbImage { width, height, data }, orientation))
+    let (width, height) = decoder.dimensions();
+    let frame = if format == ImageFormat::WebP { webp::first_frame(bytes) } else { None };
+    let mut image = match frame {
+        Some(frame) => {
+            let still = to_rgb(open(&frame.still, format, name)?, name)?;
+            on_canvas(&still, (width, height), (frame.left, frame.top))
+        }
+        None => to_rgb(decoder, name)?,
+    };
+    if format == ImageFormat::Bmp {
+        round_down_16_bit(&mut image.data, bytes);
+    }
+    Ok((image, orientation))
+}
+
+/// A frame at its place; black where it does not reach.
+fn on_canvas(frame: &RgbImage, (width, height): (u32, u32), (left, top): (u32, u32)) -> RgbImage {
+    let mut data = vec![0; width as usize * height as usize * CHANNELS];
+    let visible = frame.width.min(width.saturating_sub(left)) as usize * CHANNELS;
+    let rows = frame.data.chunks_exact((frame.width as usize * CHANNELS).max(1));
+    for (row, samples) in rows.enumerate().take(height.saturating_sub(top) as usize).filter(|_| visible > 0) {
+        let at = ((top as usize + row) * width as usize + left as usize) * CHANNELS;
+        data[at..at + visible].copy_from_slice(&samples[..visible]);
+    }
+    RgbImage { width, height, data }
+}
+
+/// Samples of 5 and 6 bits are brought to 8 by the library rounding to the nearest, by Pillow rounding down.
+fn round_down_16_bit(rgb: &mut [u8], bmp: &[u8]) {
+    // Bits per pixel and compression in the header; with bit fields, then the green mask.
+    let &[16, 0, compression, ..] = bmp.get(28..).unwrap_or_default() else { return };
+    let has_6_bit_green = compression == 3 && bmp.get(58..60) == Some(&[0xE0, 0x07]);
+    let levels = [31, if has_6_bit_green { 63 } else { 31 }, 31];
+    for (sample, levels) in rgb.iter_mut().zip(levels.iter().cycle()) {
+        let level = (u32::from(*sample) * levels + 127) / 255;
+        *sample = (level * 255 / levels) as u8;
+    }
 }
 
 /// Reads the header alone: what [`decode`] refuses before the first pixel.
@@ -31,9 +63,17 @@ fn open<'a>(bytes: &'a [u8], format: ImageFormat, name: &str) -> Result<impl Ima
     let reader = ImageReader::with_format(Cursor::new(bytes), format);
     let decoder = unlimited(reader).into_decoder().map_err(|error| to_error(error, name))?;
     let (width, height) = decoder.dimensions();
-    match u64::from(width) * u64::from(height) > MAX_PIXELS {
-        true => Err(ProcessorError::ImageTooLarge { name: name.to_owned(), width, height, limit: MAX_PIXELS }),
-        false => Ok(decoder),
+    check_extent(width, height, name)?;
+    let refused = |what: &str| {
+        Err(ProcessorError::UnsupportedImage {
+            name: name.to_owned(),
+            detail: format!("TIFF with {what} is not decoded"),
+        })
+    };
+    match decoder.original_color_type() {
+        _ if is_jpeg_in_tiff(bytes, format) => refused("JPEG inside"),
+        ExtendedColorType::Cmyk8 | ExtendedColorType::Cmyk16 => refused("CMYK samples"),
+        _ => Ok(decoder),
     }
 }
 
@@ -58,30 +98,32 @@ fn present(metadata: ImageResult<Option<Vec<u8>>>) -> Option<Vec<u8>> {
     metadata.ok().flatten()
 }
 
-/// Whether the PNG header says gray without alpha, even if a transparent colour makes the decoder add a channel.
-fn is_gray_png(bytes: &[u8], format: ImageFormat) -> bool {
-    /// Signature, chunk length, `IHDR`, width, height, depth; then the colour type.
-    const COLOR_TYPE_OFFSET: usize = 25;
-    format == ImageFormat::Png && bytes.get(COLOR_TYPE_OFFSET) == Some(&0)
+/// Not exactly libjpeg-turbo's pixels, so none at all.
+fn is_jpeg_in_tiff(bytes: &[u8], format: ImageFormat) -> bool {
+    const COMPRESSION_TAG: u16 = 259;
+    let compression = || orientation::tiff_number(bytes, COMPRESSION_TAG);
+    format == ImageFormat::Tiff && matches!(compression(), Some(6 | 7))
 }
 
-fn to_rgb(samples: &[u8], color: ColorType, gray_png: bool, name: &str) -> Result<Vec<u8>, ProcessorError> {
-    let rgb = match color {
-        ColorType::L8 => convert::gray_to_rgb(samples),
-        ColorType::La8 => convert::take_color(samples, 2, 1),
-        ColorType::Rgb8 => samples.to_vec(),
-        ColorType::Rgba8 => convert::take_color(samples, 4, 3),
-        ColorType::L16 => convert::gray_to_rgb(&convert::clip_gray_16(samples)),
-        ColorType::La16 if gray_png => convert::take_color(&convert::clip_gray_16(samples), 2, 1),
-        ColorType::La16 => convert::take_color(&convert::high_bytes(samples), 2, 1),
-        ColorType::Rgb16 => convert::high_bytes(samples),
-        ColorType::Rgba16 => convert::take_color(&convert::high_bytes(samples), 4, 3),
+fn to_rgb(decoder: impl ImageDecoder, name: &str) -> Result<RgbImage, ProcessorError> {
+    let (width, height) = decoder.dimensions();
+    let color = decoder.color_type();
+    let mut samples = vec![0; decoder.total_bytes() as usize];
+    decoder.read_image(&mut samples).map_err(|error| to_error(error, name))?;
+    let channels = usize::from(color.channel_count());
+    let data = match color {
+        ColorType::Rgb8 => samples,
+        ColorType::L8 | ColorType::La8 | ColorType::Rgba8 => convert::colors(&samples, channels),
+        ColorType::L16 => convert::gray_to_rgb(&convert::clip_gray_16(&samples)),
+        ColorType::La16 | ColorType::Rgb16 | ColorType::Rgba16 => {
+            convert::colors(&convert::high_bytes(&samples), channels)
+        }
         other => {
             let detail = format!("expected 8 or 16 bits per sample, found {other:?}");
             return Err(ProcessorError::UnsupportedImage { name: name.to_owned(), detail });
         }
     };
-    Ok(rgb)
+    Ok(RgbImage { width, height, data })
 }
 
 fn to_error(error: ImageError, name: &str) -> ProcessorError {

@@ -1,169 +1,324 @@
 //! The two passes of the resize with AVX2: the same sums in another order of lanes, so the same bytes.
 //!
-//! A weight w (23 bits and sign) is split as `w = high * 2^15 + low` with `0 <= low < 2^15`, so that both halves
-//! multiply u8 samples in 16-bit lanes (`vpmaddwd`): `sum(w * s) = (sum(high * s) << 15) + sum(low * s)`, exact in
-//! wrapping 32-bit arithmetic.
+//! Samples and weights meet in 16-bit lanes (`vpmaddwd`). A weight of more than 16 bits comes in two halves
+//! ([`super::weights::AxisWeights::pairs`]): `sum(w * s) = (sum(high * s) << 15) + sum(low * s)`, exact in wrapping
+//! 32-bit arithmetic.
 
 use std::arch::x86_64::{
-    __m128i, __m256i, _mm_add_epi32, _mm_cvtsi128_si32, _mm_loadu_si128, _mm_packs_epi32, _mm_packus_epi16,
-    _mm_set1_epi32, _mm_setr_epi8, _mm_shuffle_epi8, _mm_srai_epi32, _mm_storeu_si128, _mm256_add_epi32,
-    _mm256_castsi256_si128, _mm256_cvtepu8_epi16, _mm256_extracti128_si256, _mm256_madd_epi16, _mm256_packs_epi32,
-    _mm256_packus_epi16, _mm256_permutevar8x32_epi32, _mm256_set1_epi32, _mm256_setr_epi32, _mm256_setzero_si256,
-    _mm256_slli_epi32, _mm256_srai_epi32, _mm256_unpackhi_epi16, _mm256_unpacklo_epi16,
+    __m128i, __m256i, _mm_add_epi32, _mm_cvtsi32_si128, _mm_extract_epi32, _mm_loadl_epi64, _mm_loadu_si128,
+    _mm_or_si128, _mm_packs_epi32, _mm_packus_epi16, _mm_setr_epi8, _mm_shuffle_epi8, _mm_sra_epi32, _mm_storeu_si128,
+    _mm256_add_epi32, _mm256_broadcastsi128_si256, _mm256_castsi128_si256, _mm256_castsi256_si128,
+    _mm256_extracti128_si256, _mm256_loadu_si256, _mm256_madd_epi16, _mm256_packs_epi32, _mm256_packus_epi16,
+    _mm256_permutevar8x32_epi32, _mm256_set1_epi32, _mm256_setr_epi8, _mm256_setr_epi32, _mm256_setzero_si256,
+    _mm256_shuffle_epi8, _mm256_slli_epi32, _mm256_sra_epi32, _mm256_storeu_si256, _mm256_unpackhi_epi8,
+    _mm256_unpacklo_epi8,
 };
 
-use super::filter::{AxisWeights, PRECISION_BITS};
-use super::resample::{CHANNELS, ROUNDING};
+use super::resample::CHANNELS;
+use super::weights::{AxisWeights, LOW_BITS};
 
-/// Bits of a weight's low half.
-const LOW_BITS: u32 = 15;
+/// Rows that the first pass takes at a time, so that weights are loaded once for all of them.
+const ROWS: usize = 4;
+/// Taps whose pixels one load brings.
+const TAPS: usize = 4;
+/// Bytes of a load.
+const LOAD: usize = 16;
 
 /// Whether this machine can run the functions below.
 pub(super) fn is_available() -> bool {
     is_x86_feature_detected!("avx2")
 }
 
-/// A pair of neighbouring taps' halves, as `vpmaddwd` takes them: the first tap in the low 16 bits.
-fn pair(first: i32, second: i32, half: fn(i32) -> i32) -> i32 {
-    (half(first) & 0xFFFF) | (half(second) << 16)
-}
-
-fn low(weight: i32) -> i32 {
-    weight & ((1 << LOW_BITS) - 1)
-}
-
-fn high(weight: i32) -> i32 {
-    weight >> LOW_BITS
-}
-
-/// The weights of an axis as pairs: for each four taps `[low01, low23, high01, high23]`.
-pub(super) fn packed(axis: &AxisWeights) -> Vec<i32> {
-    let quads = axis.weights.chunks_exact(4);
-    quads
-        .flat_map(|w| [pair(w[0], w[1], low), pair(w[2], w[3], low), pair(w[0], w[1], high), pair(w[2], w[3], high)])
-        .collect()
-}
-
-/// One row of the first pass. `packed` is [`packed`] of `axis`.
+/// The first pass over whole rows of `from_bytes`.
 ///
 /// # Panics
-/// If `to` or `packed` does not belong to `axis`, or `from` is shorter than its windows.
-pub(super) fn row_across(from: &[u8], axis: &AxisWeights, packed: &[i32], to: &mut [u8]) {
+/// If a row is shorter than the axis' windows, or `to` does not hold as many rows as `from`.
+pub(super) fn rows_across(from: &[u8], from_bytes: usize, axis: &AxisWeights, to: &mut [u8]) {
     assert!(is_available(), "the caller checks");
-    assert_eq!((to.len(), packed.len()), (axis.starts.len() * CHANNELS, axis.weights.len()));
-    let taps = from.len() / CHANNELS;
-    for ((pixel, (&start, &count)), quads) in
-        to.chunks_exact_mut(CHANNELS).zip(axis.starts.iter().zip(&axis.counts)).zip(packed.chunks_exact(axis.stride))
-    {
-        let (start, count) = (start as usize, count as usize);
-        assert!(start + count <= taps, "window within the row");
-        // SAFETY: AVX2 is there (asserted above); the function reads within its slices only.
-        let rgb = unsafe { pixel_across(&from[start * CHANNELS..], quads, count) };
-        pixel.copy_from_slice(&rgb[..CHANNELS]);
-    }
-}
-
-/// One output pixel: `from` starts at the window's first tap.
-#[target_feature(enable = "avx2")]
-fn pixel_across(from: &[u8], quads: &[i32], count: usize) -> [u8; 4] {
-    // r0 r1 g0 g1 b0 b1 - - r2 r3 g2 g3 b2 b3 - -
-    let spread = _mm_setr_epi8(0, 3, 1, 4, 2, 5, -1, -1, 6, 9, 7, 10, 8, 11, -1, -1);
-    let low_lanes = _mm256_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1);
-    let high_lanes = _mm256_setr_epi32(2, 2, 2, 2, 3, 3, 3, 3);
-    let (mut low_sums, mut high_sums) = (_mm256_setzero_si256(), _mm256_setzero_si256());
-    for (quad, weights) in quads.chunks_exact(4).take(count.div_ceil(4)).enumerate() {
-        let samples = _mm256_cvtepu8_epi16(_mm_shuffle_epi8(load_16(from, quad * 4 * CHANNELS), spread));
-        // SAFETY: `weights` holds four i32.
-        let weights = unsafe { _mm_loadu_si128(weights.as_ptr().cast()) };
-        let weights = widen(weights);
-        let low_weights = _mm256_permutevar8x32_epi32(weights, low_lanes);
-        let high_weights = _mm256_permutevar8x32_epi32(weights, high_lanes);
-        low_sums = _mm256_add_epi32(low_sums, _mm256_madd_epi16(samples, low_weights));
-        high_sums = _mm256_add_epi32(high_sums, _mm256_madd_epi16(samples, high_weights));
-    }
-    let sums = _mm256_add_epi32(low_sums, _mm256_slli_epi32::<{ LOW_BITS as i32 }>(high_sums));
-    let sums = _mm_add_epi32(_mm256_castsi256_si128(sums), _mm256_extracti128_si256::<1>(sums));
-    let sums = _mm_srai_epi32::<{ PRECISION_BITS as i32 }>(_mm_add_epi32(sums, _mm_set1_epi32(ROUNDING)));
-    let words = _mm_packs_epi32(sums, sums);
-    _mm_cvtsi128_si32(_mm_packus_epi16(words, words)).to_le_bytes()
-}
-
-#[target_feature(enable = "avx2")]
-fn widen(weights: __m128i) -> __m256i {
-    std::arch::x86_64::_mm256_castsi128_si256(weights)
-}
-
-/// Sixteen bytes from `at`; zeros beyond the slice's end.
-#[target_feature(enable = "avx2")]
-fn load_16(from: &[u8], at: usize) -> __m128i {
-    let mut tail = [0u8; 16];
-    let bytes = match from.get(at..at + 16) {
-        Some(bytes) => bytes,
-        None => {
-            let rest = from.get(at..).unwrap_or_default();
-            tail[..rest.len()].copy_from_slice(rest);
-            &tail
+    let to_bytes = axis.starts.len() * CHANNELS;
+    assert_eq!(from.len() / from_bytes, to.len() / to_bytes, "as many rows out as in");
+    assert!(axis.input_range().end * CHANNELS <= from_bytes, "windows within the row");
+    let reach = reach_of(axis);
+    // Loads reach beyond a window's taps: rows with too little memory behind them are copied.
+    let mut copies: [Vec<u8>; ROWS] = Default::default();
+    for (group, to) in to.chunks_mut(to_bytes * ROWS).enumerate() {
+        let group = &from[group * ROWS * from_bytes..];
+        let num_rows = to.len() / to_bytes;
+        for (row, copy) in copies.iter_mut().enumerate().take(num_rows) {
+            copy.clear();
+            if group.len() - row * from_bytes < reach {
+                copy.extend_from_slice(&group[row * from_bytes..]);
+                copy.resize(reach, 0);
+            }
         }
-    };
-    // SAFETY: both slices hold 16 bytes.
-    unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) }
+        // Rows that `to` lacks are taken to be the first.
+        let rows: [&[u8]; ROWS] = std::array::from_fn(|row| match if row < num_rows { row } else { 0 } {
+            row if copies[row].is_empty() => &group[row * from_bytes..],
+            row => &copies[row],
+        });
+        // SAFETY: AVX2 is there; each row has `reach` bytes.
+        unsafe {
+            match axis.wide {
+                true => group_across::<true>(rows, axis, to),
+                false => group_across::<false>(rows, axis, to),
+            }
+        }
+    }
+}
+
+/// Bytes from a row's start that the loads of all windows touch.
+fn reach_of(axis: &AxisWeights) -> usize {
+    let last_load = |(&start, &count): (&u32, &u32)| (start as usize + (count as usize - 1) / TAPS * TAPS) * CHANNELS;
+    axis.starts.iter().zip(&axis.counts).map(last_load).max().unwrap_or(0) + LOAD
+}
+
+/// What brings sums back to samples.
+#[derive(Clone, Copy)]
+struct Rounding {
+    half: __m256i,
+    shift: __m128i,
+}
+
+impl Rounding {
+    #[target_feature(enable = "avx2")]
+    fn of(axis: &AxisWeights) -> Self {
+        Self { half: _mm256_set1_epi32(axis.rounding()), shift: _mm_cvtsi32_si128(axis.precision as i32) }
+    }
+}
+
+/// The rows of the first pass that `to` has room for.
+///
+/// # Safety
+/// Each row must have [`reach_of`] bytes; rows that `to` has no room for must be the first.
+#[target_feature(enable = "avx2")]
+unsafe fn group_across<const WIDE: bool>(rows: [&[u8]; ROWS], axis: &AxisWeights, to: &mut [u8]) {
+    let (rounding, num_pixels) = (Rounding::of(axis), axis.starts.len());
+    let (quad_pairs, row_bytes) = (if WIDE { 4 } else { 2 }, num_pixels * CHANNELS);
+    let num_rows = to.len() / row_bytes;
+    let out = |row: usize| if row < num_rows { row * row_bytes } else { 0 };
+    let out = [out(0), out(1), out(2), out(3)];
+    let windows = axis.pairs.chunks_exact(axis.stride / TAPS * quad_pairs);
+    for (position, ((&start, &count), pairs)) in axis.starts.iter().zip(&axis.counts).zip(windows).enumerate() {
+        let at = start as usize * CHANNELS;
+        debug_assert!(rows.iter().all(|row| row.len() >= at + (count as usize - 1) / TAPS * TAPS * CHANNELS + LOAD));
+        let pairs = &pairs[..(count as usize).div_ceil(TAPS) * quad_pairs];
+        let rows = rows.map(|row| row.as_ptr().wrapping_add(at));
+        // SAFETY: each load of the window lies within the caller's promise.
+        let pixels = unsafe { pixels_across::<WIDE>(rows, pairs, rounding) };
+        let pixels = [
+            _mm_extract_epi32::<0>(pixels),
+            _mm_extract_epi32::<1>(pixels),
+            _mm_extract_epi32::<2>(pixels),
+            _mm_extract_epi32::<3>(pixels),
+        ];
+        for (out, pixel) in out.iter().zip(pixels) {
+            let to = &mut to[out + position * CHANNELS..];
+            // Four bytes at once, of which the next pixel overwrites the last; three at a row's end.
+            match to.first_chunk_mut() {
+                Some(to) if position + 1 < num_pixels => *to = pixel.to_le_bytes(),
+                _ => to[..CHANNELS].copy_from_slice(&pixel.to_le_bytes()[..CHANNELS]),
+            }
+        }
+    }
+}
+
+/// One output pixel of each row, four bytes each; `from` starts at the window's first tap.
+///
+/// # Safety
+/// For each four taps of `pairs`, each row must have another 12 bytes, and four more at the end.
+#[target_feature(enable = "avx2")]
+unsafe fn pixels_across<const WIDE: bool>(mut from: [*const u8; ROWS], pairs: &[i32], rounding: Rounding) -> __m128i {
+    // Of four pixels, in 16-bit lanes: r0 r1 g0 g1 b0 b1 - - | r2 r3 g2 g3 b2 b3 - -
+    let spread = _mm256_setr_epi8(
+        0, -1, 3, -1, 1, -1, 4, -1, 2, -1, 5, -1, -1, -1, -1, -1, //
+        6, -1, 9, -1, 7, -1, 10, -1, 8, -1, 11, -1, -1, -1, -1, -1,
+    );
+    let (first, second) = (_mm256_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1), _mm256_setr_epi32(2, 2, 2, 2, 3, 3, 3, 3));
+    let zero = _mm256_setzero_si256();
+    let (mut low, mut high) = ([zero; ROWS], [zero; ROWS]);
+    for weights in pairs.chunks_exact(if WIDE { 4 } else { 2 }) {
+        // SAFETY: `weights` holds four or two i32.
+        let weights = unsafe {
+            match WIDE {
+                true => _mm_loadu_si128(weights.as_ptr().cast()),
+                false => _mm_loadl_epi64(weights.as_ptr().cast()),
+            }
+        };
+        let weights = _mm256_castsi128_si256(weights);
+        let low_weights = _mm256_permutevar8x32_epi32(weights, first);
+        let high_weights = _mm256_permutevar8x32_epi32(weights, second);
+        for row in 0..ROWS {
+            // SAFETY: promised by the caller; the last step ends within the four bytes beyond the taps.
+            let bytes = unsafe { _mm_loadu_si128(from[row].cast()) };
+            let samples = _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(bytes), spread);
+            low[row] = _mm256_add_epi32(low[row], _mm256_madd_epi16(samples, low_weights));
+            if WIDE {
+                high[row] = _mm256_add_epi32(high[row], _mm256_madd_epi16(samples, high_weights));
+            }
+            from[row] = from[row].wrapping_add(TAPS * CHANNELS);
+        }
+    }
+    let [a, b] = [pixel_of::<WIDE>(low[0], high[0], rounding), pixel_of::<WIDE>(low[1], high[1], rounding)];
+    let [c, d] = [pixel_of::<WIDE>(low[2], high[2], rounding), pixel_of::<WIDE>(low[3], high[3], rounding)];
+    _mm_packus_epi16(_mm_packs_epi32(a, b), _mm_packs_epi32(c, d))
+}
+
+/// The sums of a pixel's even and odd pairs of taps, added and rounded.
+#[target_feature(enable = "avx2")]
+fn pixel_of<const WIDE: bool>(low: __m256i, high: __m256i, rounding: Rounding) -> __m128i {
+    let sums = whole::<WIDE>(low, high);
+    let sums = _mm_add_epi32(_mm256_castsi256_si128(sums), _mm256_extracti128_si256::<1>(sums));
+    _mm_sra_epi32(_mm_add_epi32(sums, _mm256_castsi256_si128(rounding.half)), rounding.shift)
+}
+
+#[target_feature(enable = "avx2")]
+fn whole<const WIDE: bool>(low: __m256i, high: __m256i) -> __m256i {
+    if WIDE { _mm256_add_epi32(low, _mm256_slli_epi32::<{ LOW_BITS as i32 }>(high)) } else { low }
 }
 
 /// Samples that one step of the second pass takes.
-const STEP: usize = 16;
+const STEP: usize = 32;
 
-/// One row of the second pass: `from` starts at the window's first row. Returns how many samples it made; the rest, a
-/// tail below the step, is the caller's.
+/// One row of the second pass: output `position` of the axis, `from` starting at its window's first row. False, and
+/// nothing is done, where rows are shorter than a step.
 ///
 /// # Panics
 /// If `from` is shorter than the window's rows.
-pub(super) fn row_down(from: &[u8], weights: &[i32], to: &mut [u8]) -> usize {
+pub(super) fn row_down(from: &[u8], axis: &AxisWeights, position: usize, to: &mut [u8]) -> bool {
     assert!(is_available(), "the caller checks");
-    let row_bytes = to.len();
-    assert!(from.len() >= weights.len() * row_bytes, "window within the picture");
-    let steps = row_bytes / STEP;
-    for step in 0..steps {
-        // SAFETY: AVX2 is there (asserted above); columns `step * STEP..+STEP` lie within every row and within `to`.
-        unsafe { samples_down(&from[step * STEP..], row_bytes, weights, &mut to[step * STEP..][..STEP]) };
+    let (row_bytes, count) = (to.len(), axis.counts[position] as usize);
+    assert!(from.len() >= count * row_bytes, "window within the picture");
+    if row_bytes < STEP {
+        return false;
     }
-    steps * STEP
+    // The last step overlaps the one before it, and makes the same bytes again.
+    let steps = (0..row_bytes / STEP).map(|step| step * STEP).chain([row_bytes - STEP]);
+    // SAFETY: AVX2 is there; each step's columns lie within every row of the window and within `to`.
+    unsafe {
+        match axis.wide {
+            true => steps.for_each(|at| samples_down::<true>(&from[at..], row_bytes, axis, position, &mut to[at..])),
+            false => steps.for_each(|at| samples_down::<false>(&from[at..], row_bytes, axis, position, &mut to[at..])),
+        }
+    }
+    true
 }
 
-/// Sixteen samples of one output row.
+/// A step's samples of one output row.
+///
+/// # Safety
+/// Each of the window's rows must have [`STEP`] samples in `from`, and so must `to`.
 #[target_feature(enable = "avx2")]
-fn samples_down(from: &[u8], row_bytes: usize, weights: &[i32], to: &mut [u8]) {
+unsafe fn samples_down<const WIDE: bool>(
+    from: &[u8],
+    row_bytes: usize,
+    axis: &AxisWeights,
+    position: usize,
+    to: &mut [u8],
+) {
     let zero = _mm256_setzero_si256();
-    let (mut low_a, mut low_b, mut high_a, mut high_b) = (zero, zero, zero, zero);
-    for (index, taps) in weights.chunks(2).enumerate() {
-        let second = taps.get(1).copied();
-        let row = &from[2 * index * row_bytes..];
-        let first_row = _mm256_cvtepu8_epi16(load_16(row, 0));
-        let second_row = match second {
-            Some(_) => _mm256_cvtepu8_epi16(load_16(row, row_bytes)),
-            None => zero,
-        };
-        let (a, b) = (_mm256_unpacklo_epi16(first_row, second_row), _mm256_unpackhi_epi16(first_row, second_row));
-        let low_weights = _mm256_set1_epi32(pair(taps[0], second.unwrap_or(0), low));
-        let high_weights = _mm256_set1_epi32(pair(taps[0], second.unwrap_or(0), high));
-        low_a = _mm256_add_epi32(low_a, _mm256_madd_epi16(a, low_weights));
-        low_b = _mm256_add_epi32(low_b, _mm256_madd_epi16(b, low_weights));
-        high_a = _mm256_add_epi32(high_a, _mm256_madd_epi16(a, high_weights));
-        high_b = _mm256_add_epi32(high_b, _mm256_madd_epi16(b, high_weights));
+    let (mut low, mut high) = ([zero; 4], [zero; 4]);
+    let count = axis.counts[position] as usize;
+    let quad_pairs = if WIDE { 4 } else { 2 };
+    let pairs = &axis.pairs[position * (axis.stride / TAPS * quad_pairs)..];
+    debug_assert!(to.len() >= STEP && from.len() >= (count - 1) * row_bytes + STEP);
+    let last = from.as_ptr().wrapping_add((count - 1) * row_bytes);
+    let mut row = from.as_ptr();
+    for quad in pairs.chunks_exact(quad_pairs).take(count.div_ceil(TAPS)) {
+        for half in 0..TAPS / 2 {
+            // A window whose length is no multiple of four ends with its last row again, at weight zero.
+            let next = row.wrapping_add(row_bytes).min(last);
+            // SAFETY: both point at rows of the window, promised by the caller.
+            let [a, b] = unsafe { [_mm256_loadu_si256(row.cast()), _mm256_loadu_si256(next.cast())] };
+            row = next.wrapping_add(row_bytes).min(last);
+            let (ab_low, ab_high) = (_mm256_unpacklo_epi8(a, b), _mm256_unpackhi_epi8(a, b));
+            let samples = [
+                _mm256_unpacklo_epi8(ab_low, zero),
+                _mm256_unpackhi_epi8(ab_low, zero),
+                _mm256_unpacklo_epi8(ab_high, zero),
+                _mm256_unpackhi_epi8(ab_high, zero),
+            ];
+            let low_weights = _mm256_set1_epi32(quad[half]);
+            for part in 0..4 {
+                low[part] = _mm256_add_epi32(low[part], _mm256_madd_epi16(samples[part], low_weights));
+            }
+            if WIDE {
+                let high_weights = _mm256_set1_epi32(quad[half + 2]);
+                for part in 0..4 {
+                    high[part] = _mm256_add_epi32(high[part], _mm256_madd_epi16(samples[part], high_weights));
+                }
+            }
+        }
     }
-    // Unpacking and packing both work within 128-bit lanes, so samples 0-7 and 8-15 come out in order.
-    let words = _mm256_packs_epi32(finish(low_a, high_a), finish(low_b, high_b));
-    let bytes = _mm256_packus_epi16(words, words);
-    let halves = [_mm256_castsi256_si128(bytes), _mm256_extracti128_si256::<1>(bytes)];
-    for (half, to) in halves.into_iter().zip(to.chunks_exact_mut(8)) {
-        let mut out = [0u8; 16];
-        // SAFETY: `out` holds 16 bytes.
-        unsafe { _mm_storeu_si128(out.as_mut_ptr().cast(), half) };
-        to.copy_from_slice(&out[..8]);
-    }
+    let rounding = Rounding::of(axis);
+    // Unpacking and packing both work within 128-bit lanes, so the samples come out in order.
+    let words = [
+        _mm256_packs_epi32(
+            rounded(whole::<WIDE>(low[0], high[0]), rounding),
+            rounded(whole::<WIDE>(low[1], high[1]), rounding),
+        ),
+        _mm256_packs_epi32(
+            rounded(whole::<WIDE>(low[2], high[2]), rounding),
+            rounded(whole::<WIDE>(low[3], high[3]), rounding),
+        ),
+    ];
+    // SAFETY: promised by the caller.
+    unsafe { _mm256_storeu_si256(to.as_mut_ptr().cast(), _mm256_packus_epi16(words[0], words[1])) };
 }
 
 #[target_feature(enable = "avx2")]
-fn finish(low_sums: __m256i, high_sums: __m256i) -> __m256i {
-    let sums = _mm256_add_epi32(low_sums, _mm256_slli_epi32::<{ LOW_BITS as i32 }>(high_sums));
-    _mm256_srai_epi32::<{ PRECISION_BITS as i32 }>(_mm256_add_epi32(sums, _mm256_set1_epi32(ROUNDING)))
+fn rounded(sums: __m256i, rounding: Rounding) -> __m256i {
+    _mm256_sra_epi32(_mm256_add_epi32(sums, rounding.half), rounding.shift)
+}
+
+/// Parts interleaved RGB samples into three rows.
+///
+/// # Panics
+/// If the rows are not a third as long.
+pub(super) fn part(rgb: &[u8], mut planes: [&mut [u8]; CHANNELS]) {
+    assert!(is_available(), "the caller checks");
+    let width = rgb.len() / CHANNELS;
+    assert!(planes.iter().all(|plane| plane.len() == width), "a third each");
+    let whole = width / LOAD * LOAD;
+    for at in (0..whole).step_by(LOAD) {
+        // SAFETY: AVX2 is there; 48 bytes in and three times 16 bytes out lie within their slices.
+        unsafe {
+            part_16(&rgb[at * CHANNELS..][..LOAD * CHANNELS], planes.each_mut().map(|plane| &mut plane[at..at + LOAD]))
+        };
+    }
+    for (channel, plane) in planes.iter_mut().enumerate() {
+        let rest = rgb[whole * CHANNELS..].iter().skip(channel).step_by(CHANNELS);
+        plane[whole..].iter_mut().zip(rest).for_each(|(to, &sample)| *to = sample);
+    }
+}
+
+/// Sixteen pixels.
+///
+/// # Safety
+/// `rgb` must hold 48 bytes and each plane 16.
+#[target_feature(enable = "avx2")]
+unsafe fn part_16(rgb: &[u8], planes: [&mut [u8]; CHANNELS]) {
+    // SAFETY: promised by the caller.
+    let loads: [__m128i; 3] =
+        std::array::from_fn(|load| unsafe { _mm_loadu_si128(rgb.as_ptr().add(load * LOAD).cast()) });
+    // Where in each load the samples of each channel stand, and where they go.
+    let red = [
+        _mm_setr_epi8(0, 3, 6, 9, 12, 15, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1),
+        _mm_setr_epi8(-1, -1, -1, -1, -1, -1, 2, 5, 8, 11, 14, -1, -1, -1, -1, -1),
+        _mm_setr_epi8(-1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, 1, 4, 7, 10, 13),
+    ];
+    let green = [
+        _mm_setr_epi8(1, 4, 7, 10, 13, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1),
+        _mm_setr_epi8(-1, -1, -1, -1, -1, 0, 3, 6, 9, 12, 15, -1, -1, -1, -1, -1),
+        _mm_setr_epi8(-1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, 2, 5, 8, 11, 14),
+    ];
+    let blue = [
+        _mm_setr_epi8(2, 5, 8, 11, 14, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1),
+        _mm_setr_epi8(-1, -1, -1, -1, -1, 1, 4, 7, 10, 13, -1, -1, -1, -1, -1, -1),
+        _mm_setr_epi8(-1, -1, -1, -1, -1, -1, -1, -1, -1, -1, 0, 3, 6, 9, 12, 15),
+    ];
+    for (plane, masks) in planes.into_iter().zip([red, green, blue]) {
+        let [a, b, c]: [__m128i; 3] = std::array::from_fn(|load| _mm_shuffle_epi8(loads[load], masks[load]));
+        // SAFETY: promised by the caller.
+        unsafe { _mm_storeu_si128(plane.as_mut_ptr().cast(), _mm_or_si128(_mm_or_si128(a, b), c)) };
+    }
 }

@@ -29,7 +29,7 @@ fn wrong_use_exits_2_and_says_what_is_wrong() {
         (vec!["serve", "--shards", &empty], &["`--shards", &empty, "manifest.json", "pipeline build-shards"]),
         (vec!["serve", "--shards", &no_folder], &["`--shards", &no_folder, "pipeline build-shards"]),
         (vec!["serve", "--shards", &file], &["`--shards", &file, "expected a folder", "Not a directory"]),
-        (vec!["serve", "--shards", "s3://bucket/set"], &["`--shards s3://bucket/set`", "expected", "local path"]),
+        (vec!["serve", "--shards", "ftp://host/set"], &["`--shards ftp://host/set`", "expected", "local path"]),
         (serve(&["--listen", "nowhere"]), &["--listen", "`IP:PORT`", "nowhere"]),
         (serve(&["--listen", "127.0.0.1:66666"]), &["--listen", "66666"]),
         (serve(&["--listen", "0.0.0.0:1"]), &["--allow-remote-plaintext"]),

@@ -61,6 +61,8 @@ fn processor(image_shape: ImageShape) -> ProcessorSummary {
         image_shape,
         normalization: ImageNormalization { rescale_factor: 1.0 / 255.0, mean: vec![0.5; 3], std: vec![0.25; 3] },
         image_mode: "pillow".into(),
+        template: "llama3.2".into(),
+        template_date: "2024-07-26".into(),
         vocab_size: 1000,
         image_token_id: IMAGE_TOKEN,
         pad_token_id: 0,

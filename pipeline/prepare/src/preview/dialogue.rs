@@ -1,0 +1,109 @@
+//! Turns read back from the tokens of a record, by the texts that the processor's template puts around them.
+
+use vela_processor::Processor;
+use vela_types::{IGNORE_LABEL, Record, Role, Turn};
+
+use crate::PrepareError;
+
+/// What stands before, between and after turns in a rendered dialogue.
+pub(super) struct Frames {
+    /// Before the first user turn of a dialogue without a system turn.
+    opening: String,
+    /// Around a system turn.
+    system: Option<[String; 2]>,
+    /// From a user turn to the answer.
+    to_answer: String,
+    /// From an answer, its end-of-turn token excluded, to the next user turn.
+    to_question: String,
+}
+
+/// Texts that no template alters and that stand once in what it renders.
+const PROBES: [&str; 4] = ["probe-one", "probe-two", "probe-three", "probe-four"];
+
+impl Frames {
+    /// Renders probes through the template and keeps what stands around them.
+    pub(super) fn of(processor: &Processor) -> Result<Self, PrepareError> {
+        let [one, two, three, four] = PROBES;
+        let plain = [Turn::user(one), Turn::assistant(two), Turn::user(three), Turn::assistant(four)];
+        let text = processor.render(&plain, false)?.text;
+        let [opening, to_answer, to_question, _, _] = split(&text, PROBES);
+        let with_system = [Turn::system(one), Turn::user(two), Turn::assistant(three)];
+        // Some templates have no system turn; such dialogues have none to show.
+        let system = processor.render(&with_system, false).ok().map(|rendered| {
+            let [before, after, ..] = split(&rendered.text, [one, two, three, four]);
+            [before, after]
+        });
+        let end = processor.decode(&[processor.summary().end_of_turn_id], false)?;
+        let to_question = to_question.strip_prefix(&end).map(str::to_owned).unwrap_or(to_question);
+        Ok(Self { opening, system, to_answer, to_question })
+    }
+
+    /// The turns of a record. What the frames do not explain is given as a system turn, so that nothing is hidden.
+    pub(super) fn turns(&self, record: &Record, processor: &Processor) -> Result<Vec<Turn>, PrepareError> {
+        let mut turns = Vec::new();
+        for (at, (is_answer, ids)) in runs(record).into_iter().enumerate() {
+            if is_answer {
+                turns.push(Turn::assistant(processor.decode(ids, true)?.trim()));
+                continue;
+            }
+            let text = processor.decode(ids, false)?;
+            let frame = if at == 0 { &self.opening } else { &self.to_question };
+            match text.strip_suffix(&self.to_answer) {
+                Some(text) => self.push_question(&mut turns, text, frame, at == 0),
+                // The end of the last turn: white space and the end of the dialogue.
+                None if at > 0 => {}
+                None => turns.push(Turn::system(text.trim())),
+            }
+        }
+        Ok(turns)
+    }
+
+    fn push_question(&self, turns: &mut Vec<Turn>, text: &str, frame: &str, is_first: bool) {
+        if let Some(question) = text.strip_prefix(frame) {
+            turns.push(Turn::user(question.trim()));
+            return;
+        }
+        let with_system = self.system.as_ref().filter(|_| is_first).and_then(|[before, after]| {
+            text.strip_prefix(before.as_str()).and_then(|rest| rest.split_once(after.as_str()))
+        });
+        match with_system {
+            Some((system, question)) => turns.extend([Turn::system(system.trim()), Turn::user(question.trim())]),
+            None => turns.push(Turn { role: Role::System, text: text.trim().to_owned() }),
+        }
+    }
+}
+
+/// What stands before, between and after `marks`; empty from the first that is missing.
+fn split<const N: usize>(text: &str, marks: [&str; N]) -> [String; 5] {
+    let mut parts: [String; 5] = Default::default();
+    let mut rest = text;
+    for (part, mark) in parts.iter_mut().zip(marks) {
+        let Some((before, after)) = rest.split_once(mark) else { break };
+        *part = before.to_owned();
+        rest = after;
+    }
+    parts
+}
+
+/// Runs of tokens that are learned or not, in order.
+fn runs(record: &Record) -> Vec<(bool, &[u32])> {
+    let is_learned = |label: &i32| *label != IGNORE_LABEL;
+    let mut runs = Vec::new();
+    let mut start = 0;
+    for run in record.labels.chunk_by(|a, b| is_learned(a) == is_learned(b)) {
+        runs.push((is_learned(&run[0]), &record.input_ids[start..start + run.len()]));
+        start += run.len();
+    }
+    runs
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rendering_is_split_at_its_probes() {
+        let text = "<s>probe-one</s>\n<a>probe-two</a>";
+        assert_eq!(split(text, ["probe-one", "probe-two"]), ["<s>", "</s>\n<a>", "", "", ""].map(str::to_owned));
+    }
+}

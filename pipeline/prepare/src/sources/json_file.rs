@@ -1,0 +1,270 @@
+//! A JSON list or JSON lines of records, scanned once and read at any record without holding more than one.
+//!
+//! Ids repeat in the published files, so a sample's id is `<source>/<file>/<id>`, with `~2`, `~3`, ... from the second
+//! record of that id on; a record that repeats an earlier one byte for byte is rejected as `duplicate_record`. A record
+//! without an id is `#<record>`; where a record holds several samples they are `<id>#0`, `<id>#1`, ...
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{BufReader, Seek, SeekFrom};
+use std::ops::{ControlFlow, Range};
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+use serde_json::Value;
+use vela_types::Fingerprint;
+
+use super::fields::{Place, id_text, image_names};
+use super::images::ImageListing;
+use super::records::{CutError, Cutter, Layout, RawRecord};
+use super::repeats::{Repeat, RepeatFinder};
+use super::{Emit, Entry, Fault, RawContent, RawFile, SourceContext};
+use crate::PrepareError;
+
+/// One seek mark every this many records.
+const MARK_EVERY: u64 = 256;
+
+/// How the records of a format are read.
+pub(super) trait JsonFormat: Send + Sync {
+    /// The source's name.
+    const SOURCE: &'static str;
+    /// True if a record may be a JSON list, so that `[` does not say that the file is one.
+    const HAS_LIST_RECORDS: bool = false;
+
+    /// What the scan needs of a record.
+    fn head(&self, bytes: &[u8]) -> Result<Head, serde_json::Error>;
+
+    /// Sample `part` of a record, from 0 to the head's `num_parts`.
+    fn content(&self, record: &Value, part: u32, place: &Place<'_>) -> Result<RawContent, Fault>;
+}
+
+/// What the scan keeps of a record.
+pub(super) struct Head {
+    /// The record's own id.
+    pub(super) id: Option<String>,
+    /// Names of its images.
+    pub(super) images: Vec<String>,
+    /// Samples it holds.
+    pub(super) num_parts: u32,
+    /// True if it looks like a record of the format.
+    pub(super) is_recognized: bool,
+}
+
+impl Default for Head {
+    /// That of a record with a fault.
+    fn default() -> Self {
+        Self { id: None, images: Vec::new(), num_parts: 1, is_recognized: false }
+    }
+}
+
+/// Where reading can begin.
+struct Mark {
+    offset: u64,
+    line: u64,
+    /// The first sample of the record that begins here.
+    first: u64,
+}
+
+/// One scanned file: seek marks and repeated ids, no record.
+pub(super) struct JsonFile<F> {
+    path: PathBuf,
+    context: SourceContext,
+    format: F,
+    layout: Layout,
+    /// Elements of the list, or lines.
+    num_elements: u64,
+    /// Samples they hold, faulty ones among them.
+    num_records: u64,
+    num_recognized: u64,
+    /// Of records 0, 256, 512, ...
+    marks: Vec<Mark>,
+    repeats: HashMap<u64, Repeat>,
+    listing: Fingerprint,
+}
+
+impl<F: JsonFormat> JsonFile<F> {
+    pub(super) fn open(path: &Path, context: SourceContext, format: F) -> Result<Self, PrepareError> {
+        let reader = BufReader::new(File::open(path).map_err(PrepareError::io("read", path))?);
+        let is_lines = F::HAS_LIST_RECORDS && path.extension().is_some_and(|ending| ending != "json");
+        let cutter = if is_lines { Cutter::start_lines(reader) } else { Cutter::start(reader) };
+        let mut cutter = cutter.map_err(|fault| cut_fault(path, fault))?;
+        let mut this = Self {
+            path: path.to_owned(),
+            context,
+            format,
+            layout: cutter.layout(),
+            num_elements: 0,
+            num_records: 0,
+            num_recognized: 0,
+            marks: Vec::new(),
+            repeats: HashMap::new(),
+            listing: Fingerprint::default(),
+        };
+        let (mut finder, mut listing) = (RepeatFinder::default(), ImageListing::default());
+        while let Some(record) = cutter.next_record().map_err(|fault| cut_fault(path, fault))? {
+            this.scan(&record, &mut finder, &mut listing)?;
+        }
+        this.repeats = finder.finish().map_err(PrepareError::io("sort the ids of", path))?;
+        this.listing = listing.fingerprint();
+        Ok(this)
+    }
+
+    fn scan(
+        &mut self,
+        record: &RawRecord,
+        finder: &mut RepeatFinder,
+        listing: &mut ImageListing,
+    ) -> Result<(), PrepareError> {
+        if self.num_elements.is_multiple_of(MARK_EVERY) {
+            self.marks.push(Mark { offset: record.offset, line: record.line, first: self.num_records });
+        }
+        let head = self.scan_head(record)?;
+        if let Some(id) = &head.id {
+            let added = finder.add(id, &record.bytes, self.num_elements);
+            added.map_err(PrepareError::io("sort the ids of", &self.path))?;
+        }
+        for name in &head.images {
+            self.context.images.note(listing, name, self.folder());
+        }
+        self.num_recognized += u64::from(head.is_recognized);
+        self.num_records += u64::from(head.num_parts);
+        self.num_elements += 1;
+        Ok(())
+    }
+
+    /// What the scan needs of a record; an empty one for a record with a fault of its own, such as a list in its place.
+    /// In a list a syntax error is a fault of the file, as nothing after it can be trusted.
+    fn scan_head(&self, record: &RawRecord) -> Result<Head, PrepareError> {
+        let is_wanted = record.bytes.first() == Some(&b'{') || F::HAS_LIST_RECORDS;
+        let parsed = match is_wanted {
+            true => self.format.head(&record.bytes),
+            false => serde_json::from_slice::<IgnoredAny>(&record.bytes).map(|_| Head::default()),
+        };
+        match parsed {
+            Ok(head) => Ok(head),
+            Err(fault) if self.layout == Layout::List && !fault.is_data() && is_utf8(&record.bytes) => {
+                let line = record.line + fault.line() as u64 - 1;
+                let position = format!("record {} at byte {} (line {line})", self.num_elements, record.offset);
+                let (path, found) = (self.path.clone(), format!("`{fault}`"));
+                Err(PrepareError::BrokenFile { path, position, expected: "a JSON value", found })
+            }
+            Err(_) => Ok(Head::default()),
+        }
+    }
+
+    fn folder(&self) -> &Path {
+        self.path.parent().unwrap_or(Path::new(""))
+    }
+
+    /// The samples of a record, one by one; a record with a fault is one.
+    fn parse(&self, record: u64, raw: &RawRecord) -> impl Iterator<Item = Result<RawContent, Fault>> {
+        let head = self.format.head(&raw.bytes).unwrap_or_default();
+        let fields = parse_fields(raw);
+        (0..head.num_parts).map(move |part| {
+            let fields = fields.as_ref().map_err(Clone::clone)?;
+            let mut id = self.sample_id(record, head.id.as_deref());
+            if head.num_parts > 1 {
+                id = format!("{id}#{part}");
+            }
+            if let Some(Repeat::Copy(first)) = self.repeats.get(&record) {
+                return Err(Fault::new("duplicate_record", format!("same id and content as record {first}")).of(&id));
+            }
+            let place = Place { id: &id, images: &self.context.images, folder: self.folder() };
+            self.format.content(fields, part, &place).map_err(|fault| fault.of(&id))
+        })
+    }
+
+    fn sample_id(&self, record: u64, own_id: Option<&str>) -> String {
+        let (source, stem) = (F::SOURCE, &self.context.stem);
+        match (own_id, self.repeats.get(&record)) {
+            (None, _) => format!("{source}/{stem}/#{record}"),
+            (Some(id), Some(Repeat::Nth(nth))) => format!("{source}/{stem}/{id}~{nth}"),
+            (Some(id), _) => format!("{source}/{stem}/{id}"),
+        }
+    }
+}
+
+fn parse_fields(raw: &RawRecord) -> Result<Value, Fault> {
+    let text = std::str::from_utf8(&raw.bytes).map_err(|fault| {
+        let at = raw.offset + fault.valid_up_to() as u64;
+        Fault::new("not_utf8", format!("line {}, byte {at} of the file: expected UTF-8", raw.line))
+    })?;
+    serde_json::from_str(text).map_err(|fault| Fault::new("broken_json", format!("line {}: {fault}", raw.line)))
+}
+
+impl<F: JsonFormat> RawFile for JsonFile<F> {
+    fn num_records(&self) -> u64 {
+        self.num_records
+    }
+
+    fn num_recognized(&self) -> u64 {
+        self.num_recognized
+    }
+
+    fn images(&self) -> Fingerprint {
+        self.listing
+    }
+
+    fn read(&self, samples: Range<u64>, emit: &mut Emit<'_>) -> Result<(), PrepareError> {
+        let after = self.marks.partition_point(|mark| mark.first <= samples.start);
+        let Some(nearest) = after.checked_sub(1).filter(|_| !samples.is_empty()) else { return Ok(()) };
+        let Mark { offset, line, first } = self.marks[nearest];
+        let mut file = File::open(&self.path).map_err(PrepareError::io("read", &self.path))?;
+        file.seek(SeekFrom::Start(offset)).map_err(PrepareError::io("read", &self.path))?;
+        let mut cutter = Cutter::resume(BufReader::new(file), self.layout, offset, line);
+        let (mut record, mut sample) = (nearest as u64 * MARK_EVERY, first);
+        while sample < samples.end
+            && let Some(raw) = cutter.next_record().map_err(|fault| cut_fault(&self.path, fault))?
+        {
+            for content in self.parse(record, &raw) {
+                let wanted = samples.contains(&sample);
+                if wanted && emit(Entry { record: sample, content }) == ControlFlow::Break(()) {
+                    return Ok(());
+                }
+                sample += 1;
+            }
+            record += 1;
+        }
+        Ok(())
+    }
+}
+
+/// A fault of a file that cannot be cut into records.
+pub(super) fn cut_fault(path: &Path, fault: CutError) -> PrepareError {
+    match fault {
+        CutError::Io(source) => PrepareError::io("read", path)(source),
+        CutError::Layout(fault) => PrepareError::BrokenFile {
+            path: path.to_owned(),
+            position: format!("byte {} (line {})", fault.offset, fault.line),
+            expected: fault.expected,
+            found: fault.found,
+        },
+    }
+}
+
+fn is_utf8(bytes: &[u8]) -> bool {
+    std::str::from_utf8(bytes).is_ok()
+}
+
+/// Id, image and dialogue of a record, under the names that most formats give them.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct PlainFields {
+    id: Value,
+    image: Value,
+    conversations: Option<IgnoredAny>,
+}
+
+impl Head {
+    /// That of a record with `id`, `image` and `conversations`.
+    pub(super) fn of_conversations(bytes: &[u8]) -> Result<Self, serde_json::Error> {
+        let fields: PlainFields = serde_json::from_slice(bytes)?;
+        Ok(Self {
+            id: id_text(&fields.id),
+            images: image_names(&fields.image, "image").unwrap_or_default(),
+            num_parts: 1,
+            is_recognized: fields.conversations.is_some(),
+        })
+    }
+}
