@@ -44,6 +44,12 @@ pub enum ErrorKind {
     InvalidRequest,
     /// The request belongs to other data, another batch spec or another version.
     Mismatch,
+    /// The server has no data set of that name.
+    NotFound,
+    /// The caller has not shown who it is.
+    Unauthenticated,
+    /// The caller may not do that.
+    Forbidden,
     /// The position is beyond the data.
     OutOfRange,
     /// The data is damaged.
@@ -56,9 +62,30 @@ pub enum ErrorKind {
     Internal,
 }
 
-const CODES: [(ErrorKind, Code); 7] = [
+impl ErrorKind {
+    /// Its name in metrics.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::InvalidRequest => "invalid_request",
+            Self::Mismatch => "mismatch",
+            Self::NotFound => "not_found",
+            Self::Unauthenticated => "unauthenticated",
+            Self::Forbidden => "forbidden",
+            Self::OutOfRange => "out_of_range",
+            Self::Damaged => "damaged",
+            Self::Busy => "busy",
+            Self::Unavailable => "unavailable",
+            Self::Internal => "internal",
+        }
+    }
+}
+
+const CODES: [(ErrorKind, Code); 10] = [
     (ErrorKind::InvalidRequest, Code::InvalidArgument),
     (ErrorKind::Mismatch, Code::FailedPrecondition),
+    (ErrorKind::NotFound, Code::NotFound),
+    (ErrorKind::Unauthenticated, Code::Unauthenticated),
+    (ErrorKind::Forbidden, Code::PermissionDenied),
     (ErrorKind::OutOfRange, Code::OutOfRange),
     (ErrorKind::Damaged, Code::DataLoss),
     (ErrorKind::Busy, Code::ResourceExhausted),

@@ -16,6 +16,9 @@ pub mod v1 {
     tonic::include_proto!("vela.loader.v1");
 }
 
+/// The proto files as an encoded `FileDescriptorSet`: what reflection answers with, and the list of all calls.
+pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+
 pub use assemble::{Assembler, MAX_SAMPLES};
 pub use batch::{PART_BYTES, batch_chunks, batch_header};
 pub use error::{ErrorKind, ServiceError, WireError};

@@ -1,7 +1,7 @@
 //! Batch spec, partition, cursor and position.
 
 use bytes::Bytes;
-use vela_types::{BatchSpec, Cursor, Fingerprint, Position};
+use vela_types::{BatchSpec, Cursor, Fingerprint, PackingSpec, Position};
 
 use crate::{MAX_SAMPLES, WireError, v1};
 
@@ -26,8 +26,10 @@ fn in_range(value: u32, limit: u32, field: &'static str) -> Result<u32, WireErro
 
 /// The spec as a message.
 pub fn encode_spec(spec: &BatchSpec) -> v1::BatchSpec {
-    let BatchSpec { global_batch, micro_batch, seed, shuffle, image_tokens, max_length } = *spec;
-    v1::BatchSpec { global_batch, micro_batch, seed, shuffle, image_tokens, max_length }
+    let BatchSpec { global_batch, micro_batch, seed, shuffle, shuffle_window, image_tokens, max_length, packing } =
+        *spec;
+    let packing = packing.map(|PackingSpec { max_images, window }| v1::Packing { max_images, window });
+    v1::BatchSpec { global_batch, micro_batch, seed, shuffle, shuffle_window, image_tokens, max_length, packing }
 }
 
 /// The spec of a message; sizes must be above 0 and sane.
@@ -38,8 +40,17 @@ pub fn decode_spec(spec: Option<v1::BatchSpec>) -> Result<BatchSpec, WireError> 
         micro_batch: in_range(spec.micro_batch, MAX_SAMPLES as u32, "spec.micro_batch")?,
         seed: spec.seed,
         shuffle: spec.shuffle,
+        shuffle_window: spec.shuffle_window,
         image_tokens: in_range(spec.image_tokens, MAX_EXTENT, "spec.image_tokens")?,
         max_length: in_range(spec.max_length, MAX_EXTENT, "spec.max_length")?,
+        packing: spec.packing.map(decode_packing).transpose()?,
+    })
+}
+
+fn decode_packing(packing: v1::Packing) -> Result<PackingSpec, WireError> {
+    Ok(PackingSpec {
+        max_images: in_range(packing.max_images, MAX_EXTENT, "spec.packing.max_images")?,
+        window: in_range(packing.window, MAX_EXTENT, "spec.packing.window")?,
     })
 }
 

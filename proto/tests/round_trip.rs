@@ -7,7 +7,7 @@ use vela_proto::v1::{self, batch_part::Part};
 use vela_proto::{Assembler, PART_BYTES, WireError, batch_chunks, batch_header};
 use vela_types::{
     Batch, BatchSpec, Cursor, DType, DatasetInfo, Fingerprint, HostTensor, ImageNormalization, ImageShape, ImageSpan,
-    Position, ProcessorSummary, SampleSlot,
+    PackingSpec, Position, ProcessorSummary, SampleSlot,
 };
 
 const LIMIT: usize = 64 << 20;
@@ -68,10 +68,12 @@ proptest! {
     }
 
     #[test]
-    fn spec_and_cursor_come_back_equal(sizes in prop::array::uniform4(1u32..1 << 24), seed: u64, shuffle: bool, place: (u64, u64, u32), name: [u8; 32]) {
+    fn spec_and_cursor_come_back_equal(sizes in prop::array::uniform4(1u32..1 << 24), seed: u64, shuffle: bool, packing: bool, place: (u64, u64, u32), name: [u8; 32]) {
         let [global_batch, micro_batch, image_tokens, max_length] = sizes;
         let micro_batch = micro_batch.min(vela_proto::MAX_SAMPLES as u32);
-        let spec = BatchSpec { global_batch, micro_batch, seed, shuffle, image_tokens, max_length };
+        let packing = packing.then_some(PackingSpec { max_images: image_tokens, window: global_batch });
+        let spec =
+            BatchSpec { global_batch, micro_batch, seed, shuffle, shuffle_window: max_length, image_tokens, max_length, packing };
         prop_assert_eq!(vela_proto::decode_spec(Some(vela_proto::encode_spec(&spec))), Ok(spec));
         let (epoch, step, micro) = place;
         let cursor = Cursor { epoch, step, ..Cursor::start(Fingerprint(name), Fingerprint([7; 32])) };

@@ -76,11 +76,19 @@ fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
     };
     let dataset = Arc::new(Dataset::open(&shards)?);
     let micro_batch = arguments.micro_batch;
-    let spec =
-        BatchSpec { global_batch: micro_batch, micro_batch, seed: 1, shuffle: true, image_tokens: 1, max_length: 8192 };
+    let spec = BatchSpec {
+        global_batch: micro_batch,
+        micro_batch,
+        seed: 1,
+        shuffle: true,
+        image_tokens: 1,
+        max_length: 8192,
+        shuffle_window: 0,
+        packing: None,
+    };
     let mut source = LocalSource::new(Arc::clone(&dataset), spec.clone(), Partition::WHOLE, 256 << 20)?;
     // One epoch first, so that every page of the set has been touched.
-    for _ in 0..dataset.info().steps_per_epoch(&spec) {
+    for _ in 0..source.steps_per_epoch() {
         source.next_batch()?;
     }
     let cpu_start = cpu_seconds();

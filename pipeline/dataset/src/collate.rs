@@ -8,7 +8,7 @@ use std::cell::RefCell;
 use bytes::Bytes;
 use rayon::prelude::*;
 use vela_shard::RowBuffer;
-use vela_types::{Batch, BatchSpec, DType, HostTensor, IGNORE_LABEL, ImageSpan, Position, RecordLengths, SampleSlot};
+use vela_types::{Batch, BatchSpec, DType, HostTensor, IGNORE_LABEL, ImageSpan, Position, SampleSlot};
 
 use crate::extent::expanded_length;
 use crate::health::RecordHealth;
@@ -24,9 +24,11 @@ pub enum DamagePolicy {
     /// The record's slot is kept with `valid` false and nothing in it, and its labels are not in `step_label_tokens`;
     /// every other slot is as it would have been. Each record is read once more, when its step first needs the count.
     Mask,
+    /// As `Mask` for this many different records; one more fails the batch.
+    Budget(u64),
 }
 
-/// What stands in a row of the batch.
+/// What stands in a row of the batch, or in a part of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Slot {
     /// The record of this index.
@@ -44,22 +46,26 @@ thread_local! {
 
 /// Bytes that go with a row besides its tokens: the slots and what the threads tell of it.
 const ROW_BYTES: u64 = (size_of::<Slot>()
-    + size_of::<Option<RecordLengths>>()
+    + size_of::<Vec<Slot>>()
+    + size_of::<RowExtent>()
     + size_of::<RowOut<'static>>()
-    + size_of::<Result<RowDone, DatasetError>>()
-    + size_of::<RowDone>()
-    + size_of::<SampleSlot>()) as u64;
+    + size_of::<Result<Vec<SampleDone>, RowFault>>()
+    + size_of::<Vec<SampleDone>>()) as u64;
+
+/// Bytes that go with a sample of a row.
+const SAMPLE_BYTES: u64 = (size_of::<Slot>() + size_of::<SampleDone>() + size_of::<SampleSlot>()) as u64;
 
 /// Tensors of `[B, T]` in a batch.
 const NUM_TOKEN_TENSORS: u64 = 4;
 
-/// Bytes allocated for `num_rows` rows of `columns` tokens and `num_images` images of `image_bytes`; `u64::MAX` if
-/// that overflows.
-pub(crate) fn batch_bytes(num_rows: u64, columns: u64, num_images: u64, image_bytes: u64) -> u64 {
+/// Bytes allocated for `num_rows` rows of `columns` tokens that hold `num_samples` samples, and for `images`: how many, of
+/// how many bytes. `u64::MAX` if that overflows.
+pub(crate) fn batch_bytes(num_rows: u64, columns: u64, num_samples: u64, images: (u64, u64)) -> u64 {
+    let (num_images, image_bytes) = images;
     let row_bytes = columns.saturating_mul(NUM_TOKEN_TENSORS * DType::I32.size_in_bytes() as u64);
     let rows = num_rows.saturating_mul(row_bytes.saturating_add(ROW_BYTES));
     let images = num_images.saturating_mul(image_bytes.saturating_add(size_of::<ImageSpan>() as u64));
-    rows.saturating_add(images)
+    rows.saturating_add(num_samples.saturating_mul(SAMPLE_BYTES)).saturating_add(images)
 }
 
 /// A collated micro-batch that does not know its place yet.
@@ -75,26 +81,59 @@ pub(crate) struct Rows {
     samples: Vec<SampleSlot>,
 }
 
-/// Collates `slots`. Where `health` is kept a damaged record turns into an empty slot and the rest is done again: rare,
-/// and the only way that extents stay a function of what is in the batch.
+/// Collates the slots of each row. A damaged local copy is fetched again once; after that, where `health` is kept, a damaged
+/// record turns into an empty slot and the rest is done again: rare, and the only way that extents stay a function of what
+/// is in the batch.
 pub(crate) fn collate(
     dataset: &Dataset,
     spec: &BatchSpec,
-    mut slots: Vec<Slot>,
+    mut rows: Vec<Vec<Slot>>,
     health: Option<&RecordHealth>,
 ) -> Result<Rows, DatasetError> {
+    let mut may_fetch = true;
     loop {
-        let (row, fault) = match collate_once(dataset, spec, &slots) {
+        let RowFault { row, slot, fault } = match collate_once(dataset, spec, &rows) {
             Ok(rows) => return Ok(rows),
             Err(refused) => refused,
         };
-        match (health, slots[row]) {
-            (Some(health), Slot::Sample(index)) if fault.is_damage() => {
-                health.note(index, false);
-                slots[row] = Slot::Damaged(index);
-            }
-            _ => return Err(fault),
+        let Slot::Sample(index) = rows[row][slot] else { return Err(fault) };
+        if !fault.is_damage() {
+            return Err(fault);
         }
+        if std::mem::take(&mut may_fetch) && dataset.fetch_again(index)? {
+            continue;
+        }
+        let Some(health) = health else { return Err(fault) };
+        health.note_damaged(index, fault)?;
+        rows[row][slot] = Slot::Damaged(index);
+    }
+}
+
+/// Which slot of which row could not be filled.
+struct RowFault {
+    row: usize,
+    slot: usize,
+    fault: DatasetError,
+}
+
+/// What a row takes of the tensors.
+#[derive(Clone, Copy, Default)]
+struct RowExtent {
+    columns: u64,
+    num_images: usize,
+}
+
+impl RowExtent {
+    fn of(dataset: &Dataset, spec: &BatchSpec, slots: &[Slot]) -> Self {
+        let mut extent = Self::default();
+        for slot in slots {
+            if let Slot::Sample(index) = *slot {
+                let lengths = dataset.lengths(index);
+                extent.columns += expanded_length(&lengths, spec);
+                extent.num_images += lengths.num_images as usize;
+            }
+        }
+        extent
     }
 }
 
@@ -107,62 +146,51 @@ struct RowOut<'a> {
     pixels: &'a mut [u8],
 }
 
-/// What a filled row tells of itself.
+/// What a filled slot tells of itself.
 #[derive(Default)]
-struct RowDone {
+struct SampleDone {
     id: String,
+    /// First column of each image.
     starts: Vec<u32>,
 }
 
-fn collate_once(dataset: &Dataset, spec: &BatchSpec, slots: &[Slot]) -> Result<Rows, (usize, DatasetError)> {
-    let lengths: Vec<Option<RecordLengths>> = slots
-        .iter()
-        .map(|slot| match slot {
-            Slot::Sample(index) => Some(dataset.lengths(*index)),
-            Slot::Damaged(_) | Slot::Padding => None,
-        })
-        .collect();
-    let columns = lengths.iter().flatten().map(|lengths| expanded_length(lengths, spec)).max().unwrap_or(1);
-    check_longest(dataset, spec, slots, columns)?;
-    let mut rows = Rows::allocate(dataset, slots.len(), columns as usize, &lengths);
-    let done = rows.fill(dataset, spec, slots, &lengths)?;
-    for (row, (slot, RowDone { id, starts })) in slots.iter().zip(done).enumerate() {
-        let row = row as u32;
-        rows.image_spans.extend(starts.into_iter().map(|start| ImageSpan { row, start }));
-        let (index, valid) = match *slot {
-            Slot::Sample(index) => (index, true),
-            Slot::Damaged(index) => (index, false),
-            Slot::Padding => (0, false),
-        };
-        rows.samples.push(SampleSlot { row, index, id, valid });
+fn collate_once(dataset: &Dataset, spec: &BatchSpec, rows: &[Vec<Slot>]) -> Result<Rows, RowFault> {
+    let extents: Vec<RowExtent> = rows.iter().map(|slots| RowExtent::of(dataset, spec, slots)).collect();
+    check_longest(dataset, spec, rows, &extents)?;
+    let mut out = Rows::allocate(dataset, &extents);
+    let done = out.fill(dataset, spec, rows, &extents)?;
+    for (row, (slots, done)) in rows.iter().zip(done).enumerate() {
+        out.describe(row as u32, slots, done);
     }
-    Ok(rows)
+    Ok(out)
 }
 
-/// Refuses a batch whose longest row exceeds the spec, by that row's name.
+/// Refuses a batch with a row that exceeds the spec, by the name of a sample that does. A packed row fits by its plan.
 fn check_longest(
     dataset: &Dataset,
     spec: &BatchSpec,
-    slots: &[Slot],
-    columns: u64,
-) -> Result<(), (usize, DatasetError)> {
-    if columns <= u64::from(spec.max_length) {
-        return Ok(());
-    }
-    let is_too_long = |slot: &Slot| match *slot {
-        Slot::Sample(index) => expanded_length(&dataset.lengths(index), spec) == columns,
-        Slot::Damaged(_) | Slot::Padding => false,
+    rows: &[Vec<Slot>],
+    extents: &[RowExtent],
+) -> Result<(), RowFault> {
+    let is_too_long = |extent: &RowExtent| extent.columns > u64::from(spec.max_length);
+    let Some(row) = extents.iter().position(is_too_long) else { return Ok(()) };
+    let length = |slot: &Slot| match *slot {
+        Slot::Sample(index) => expanded_length(&dataset.lengths(index), spec),
+        Slot::Damaged(_) | Slot::Padding => 0,
     };
-    match slots.iter().enumerate().find(|(_, slot)| is_too_long(slot)) {
-        Some((row, &Slot::Sample(index))) => Err((row, dataset.too_long(spec, index))),
+    let longest = rows[row].iter().enumerate().max_by_key(|(_, slot)| length(slot));
+    match longest {
+        Some((slot, &Slot::Sample(index))) => Err(RowFault { row, slot, fault: dataset.too_long(spec, index) }),
         _ => Ok(()),
     }
 }
 
 impl Rows {
-    fn allocate(dataset: &Dataset, num_rows: usize, columns: usize, lengths: &[Option<RecordLengths>]) -> Self {
+    fn allocate(dataset: &Dataset, extents: &[RowExtent]) -> Self {
         let shape = dataset.info().processor.image_shape;
-        let num_images = lengths.iter().flatten().map(|lengths| lengths.num_images as usize).sum();
+        let num_rows = extents.len();
+        let columns = extents.iter().map(|extent| extent.columns).max().unwrap_or(0).max(1) as usize;
+        let num_images = extents.iter().map(|extent| extent.num_images).sum();
         let token_bytes = num_rows * columns * DType::I32.size_in_bytes();
         Self {
             input_ids: vec![0; token_bytes],
@@ -177,36 +205,52 @@ impl Rows {
         }
     }
 
-    /// Fills all rows in parallel; the error of the first failing row comes back with its number.
+    /// Fills all rows in parallel; the first failing slot comes back with its fault.
     fn fill(
         &mut self,
         dataset: &Dataset,
         spec: &BatchSpec,
-        slots: &[Slot],
-        lengths: &[Option<RecordLengths>],
-    ) -> Result<Vec<RowDone>, (usize, DatasetError)> {
-        let parts = self.split_rows(lengths, dataset.info().processor.image_shape.num_elements());
-        let filled: Vec<Result<RowDone, DatasetError>> = parts
+        rows: &[Vec<Slot>],
+        extents: &[RowExtent],
+    ) -> Result<Vec<Vec<SampleDone>>, RowFault> {
+        let parts = self.split_rows(extents, dataset.info().processor.image_shape.num_elements());
+        let filled: Vec<Result<Vec<SampleDone>, (usize, DatasetError)>> = parts
             .into_par_iter()
-            .zip(slots)
-            .map(|(out, slot)| ROW_BUFFER.with_borrow_mut(|buffer| fill_row(dataset, spec, *slot, buffer, out)))
+            .zip(rows)
+            .map(|(out, slots)| ROW_BUFFER.with_borrow_mut(|buffer| fill_row(dataset, spec, slots, buffer, out)))
             .collect();
-        filled.into_iter().enumerate().map(|(row, done)| done.map_err(|fault| (row, fault))).collect()
+        let named = |(row, done): (usize, Result<_, (usize, DatasetError)>)| {
+            done.map_err(|(slot, fault)| RowFault { row, slot, fault })
+        };
+        filled.into_iter().enumerate().map(named).collect()
     }
 
     /// Cuts the tensors into one part per row.
-    fn split_rows(&mut self, lengths: &[Option<RecordLengths>], image_bytes: usize) -> Vec<RowOut<'_>> {
+    fn split_rows(&mut self, extents: &[RowExtent], image_bytes: usize) -> Vec<RowOut<'_>> {
         let row_bytes = self.shape_bt[1] * DType::I32.size_in_bytes();
         let mut pixels = &mut self.pixels[..];
         let tokens = self.input_ids.chunks_exact_mut(row_bytes).zip(self.labels.chunks_exact_mut(row_bytes));
         let places = self.position_ids.chunks_exact_mut(row_bytes).zip(self.document_ids.chunks_exact_mut(row_bytes));
-        let rows = tokens.zip(places).zip(lengths);
-        rows.map(|(((input_ids, labels), (position_ids, document_ids)), lengths)| {
-            let num_images = lengths.map_or(0, |lengths| lengths.num_images as usize);
-            let row_pixels = pixels.split_off_mut(..num_images * image_bytes).expect("allocated for these lengths");
-            RowOut { input_ids, labels, position_ids, document_ids, pixels: row_pixels }
+        let rows = tokens.zip(places).zip(extents);
+        rows.map(|(((input_ids, labels), (position_ids, document_ids)), extent)| {
+            let row_pixels = pixels.split_off_mut(..extent.num_images * image_bytes);
+            let pixels = row_pixels.expect("allocated for these extents");
+            RowOut { input_ids, labels, position_ids, document_ids, pixels }
         })
         .collect()
+    }
+
+    /// Lists the samples and images of row `row`.
+    fn describe(&mut self, row: u32, slots: &[Slot], done: Vec<SampleDone>) {
+        for (slot, SampleDone { id, starts }) in slots.iter().zip(done) {
+            self.image_spans.extend(starts.into_iter().map(|start| ImageSpan { row, start }));
+            let (index, valid) = match *slot {
+                Slot::Sample(index) => (index, true),
+                Slot::Damaged(index) => (index, false),
+                Slot::Padding => (0, false),
+            };
+            self.samples.push(SampleSlot { row, index, id, valid });
+        }
     }
 
     /// The batch, with its place and the divisor of its step's loss.
@@ -232,34 +276,69 @@ impl Rows {
     }
 }
 
+/// Fills one row: its samples one after another, each a document of its own, then padding. A slot without a sample takes
+/// no column.
 fn fill_row(
     dataset: &Dataset,
     spec: &BatchSpec,
-    slot: Slot,
+    slots: &[Slot],
     buffer: &mut RowBuffer,
     out: RowOut<'_>,
-) -> Result<RowDone, DatasetError> {
-    let processor = &dataset.info().processor;
-    let pad = processor.pad_token_id as i32;
-    let Slot::Sample(index) = slot else {
-        fill_words(out.input_ids, pad);
-        fill_words(out.labels, IGNORE_LABEL);
-        return Ok(RowDone::default());
-    };
-    let (reader, row) = dataset.read_row(index, buffer)?;
-    check_lengths(dataset, index, buffer)?;
-    let image_bytes = processor.image_shape.num_elements();
-    for (home, pixels) in buffer.images.iter().zip(out.pixels.chunks_exact_mut(image_bytes)) {
-        reader.copy_image(row, &buffer.id, home, pixels)?;
+) -> Result<Vec<SampleDone>, (usize, DatasetError)> {
+    let mut row = RowWriter { dataset, spec, out, end: 0, num_documents: 0 };
+    let mut done = Vec::with_capacity(slots.len());
+    for (number, slot) in slots.iter().enumerate() {
+        done.push(match *slot {
+            Slot::Sample(index) => row.write(index, buffer).map_err(|fault| (number, fault))?,
+            Slot::Damaged(_) | Slot::Padding => SampleDone::default(),
+        });
     }
-    let starts = expand(buffer, processor.image_token_id, spec.image_tokens as usize, out.input_ids, out.labels);
-    let end = expanded_length(&buffer.lengths(), spec) as usize;
-    let (input_ids, labels) = (&mut out.input_ids[4 * end..], &mut out.labels[4 * end..]);
-    fill_words(input_ids, pad);
-    fill_words(labels, IGNORE_LABEL);
-    write_words(&mut out.position_ids[..4 * end], 0..end as i32);
-    fill_words(&mut out.document_ids[..4 * end], 1);
-    Ok(RowDone { id: buffer.id.clone(), starts })
+    row.pad();
+    Ok(done)
+}
+
+/// A row that is being filled from the left.
+struct RowWriter<'a> {
+    dataset: &'a Dataset,
+    spec: &'a BatchSpec,
+    out: RowOut<'a>,
+    /// The first column that is free.
+    end: usize,
+    num_documents: i32,
+}
+
+impl RowWriter<'_> {
+    /// Appends sample `index` as the next document.
+    fn write(&mut self, index: u64, buffer: &mut RowBuffer) -> Result<SampleDone, DatasetError> {
+        let Self { dataset, spec, .. } = *self;
+        let processor = &dataset.info().processor;
+        let (reader, row) = dataset.read_row(index, buffer)?;
+        check_lengths(dataset, index, buffer)?;
+        for home in &buffer.images {
+            let pixels = self.out.pixels.split_off_mut(..processor.image_shape.num_elements());
+            reader.copy_image(row, &buffer.id, home, pixels.expect("allocated for these images"))?;
+        }
+        let (start, end) = (self.end, self.end + expanded_length(&buffer.lengths(), spec) as usize);
+        let columns = 4 * start..4 * end;
+        let (ids, labels) = (&mut self.out.input_ids[columns.clone()], &mut self.out.labels[columns.clone()]);
+        let mut starts = expand(buffer, processor.image_token_id, spec.image_tokens as usize, ids, labels);
+        starts.iter_mut().for_each(|column| *column += start as u32);
+        if start > 0 {
+            // A document's first token is predicted by nothing: what stands before it is of another document.
+            fill_words(&mut labels[..4], IGNORE_LABEL);
+        }
+        self.num_documents += 1;
+        write_words(&mut self.out.position_ids[columns.clone()], 0..(end - start) as i32);
+        fill_words(&mut self.out.document_ids[columns], self.num_documents);
+        self.end = end;
+        Ok(SampleDone { id: buffer.id.clone(), starts })
+    }
+
+    /// Pads what is left.
+    fn pad(self) {
+        fill_words(&mut self.out.input_ids[4 * self.end..], self.dataset.info().processor.pad_token_id as i32);
+        fill_words(&mut self.out.labels[4 * self.end..], IGNORE_LABEL);
+    }
 }
 
 /// Reads all of record `index` and finds what [`collate`] would find.

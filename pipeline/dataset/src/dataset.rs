@@ -1,37 +1,67 @@
-//! A shard set with random access to records and batches.
+//! One shard set, or a blend of several, with random access to records and batches.
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use rayon::prelude::*;
-use vela_shard::{LengthsIndex, Manifest, RowBuffer, ShardError, ShardReader, Store, open_store};
-use vela_types::{Batch, BatchSpec, Cursor, DatasetInfo, Position, Record, RecordLengths};
+use vela_shard::{Manifest, RowBuffer, ShardReader, Store, open_store};
+use vela_types::{Batch, BatchSpec, Cursor, DatasetInfo, Fingerprint, Position, Record, RecordLengths};
 
+use crate::blended::{BlendPart, Weight, blend_info};
 use crate::collate::{DamagePolicy, Slot, batch_bytes, collate};
+use crate::epoch::{EpochRows, Part};
 use crate::extent::{LengthProfile, expanded_length};
 use crate::health::RecordHealth;
 use crate::pixel_pool::{PixelPool, PooledPixels};
-use crate::{DatasetError, EpochOrder, Partition, StepPlan, spec_fingerprint};
+use crate::recent::Recent;
+use crate::shard_set::ShardSet;
+use crate::units::Units;
+use crate::{Blend, DatasetError, Partition, StepPlan, spec_fingerprint};
 
 /// Largest micro-batch made unless [`Dataset::with_max_batch_bytes`] says otherwise: some 1,500 images of 336 x 336.
 pub const DEFAULT_MAX_BATCH_BYTES: u64 = 512 << 20;
 
-/// An open shard set. Cheap to share behind an `Arc`; every method may be called from many threads at once.
+/// Epochs whose orders are kept: that of a trainer, its validation and one consumer ahead of them.
+const KEPT_EPOCHS: usize = 4;
+/// Specs whose rows are kept planned.
+const KEPT_PLANS: usize = 4;
+
+/// Open data. Cheap to share behind an `Arc`; every method may be called from many threads at once.
+///
+/// Records are named by an index: the manifest's order, and in a blend the records of one part after those of another.
 #[derive(Debug)]
 pub struct Dataset {
-    url: String,
-    store: Arc<dyn Store>,
-    manifest: Manifest,
+    parts: Vec<OpenPart>,
     info: DatasetInfo,
-    lengths: LengthsIndex,
     profile: LengthProfile,
-    /// Rows before each shard.
-    first_rows: Vec<u64>,
-    readers: Vec<OnceLock<Arc<ShardReader>>>,
-    /// Kept under [`DamagePolicy::Mask`] only.
+    /// Kept under [`DamagePolicy::Mask`] and [`DamagePolicy::Budget`] only.
     health: Option<RecordHealth>,
     max_batch_bytes: u64,
     pixel_pool: PixelPool,
+    plans: Recent<Fingerprint, Vec<Arc<Units>>, KEPT_PLANS>,
+    epochs: Recent<(Fingerprint, u64), EpochRows, KEPT_EPOCHS>,
+}
+
+#[derive(Debug)]
+struct OpenPart {
+    set: ShardSet,
+    weight: Weight,
+    /// Index of its first record.
+    first_index: u64,
+}
+
+/// Where a record came from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Provenance {
+    /// The shard set.
+    pub shards: String,
+    /// File of the shard in it.
+    pub file: String,
+    /// Row of that file.
+    pub row: u64,
+    /// The sample's id, which names the file and record that it was made of.
+    pub id: String,
+    /// The sample's source.
+    pub source: String,
 }
 
 impl Dataset {
@@ -44,33 +74,38 @@ impl Dataset {
 
     /// [`Dataset::open`] of a store that is open already; `url` is its name in messages.
     pub fn open_in(url: &str, store: Arc<dyn Store>) -> Result<Self, DatasetError> {
-        let manifest = Manifest::load(store.as_ref())?;
-        let lengths = manifest.open_lengths(store.as_ref())?;
-        if lengths.is_empty() {
-            return Err(DatasetError::Empty { url: url.to_owned() });
+        Self::of(vec![(ShardSet::open(url, store)?, Weight::ONE)])
+    }
+
+    /// Opens several shard sets as one. An epoch holds each part's rows as many times as its weight says; parts with a
+    /// fraction go on in the next epoch where this one stopped. All must have been made by the same processor.
+    pub fn open_blend(parts: &[BlendPart]) -> Result<Self, DatasetError> {
+        let open = |part: &BlendPart| Ok((ShardSet::open(&part.shards, open_store(&part.shards)?)?, part.weight));
+        Self::of(parts.iter().map(open).collect::<Result<_, DatasetError>>()?)
+    }
+
+    fn of(sets: Vec<(ShardSet, Weight)>) -> Result<Self, DatasetError> {
+        let manifests: Vec<(&str, &Manifest, Weight)> =
+            sets.iter().map(|(set, weight)| (set.url(), &set.manifest, *weight)).collect();
+        let info = blend_info(&manifests)?;
+        let mut profile = LengthProfile::default();
+        let mut first_index = 0;
+        let mut parts = Vec::with_capacity(sets.len());
+        for (set, weight) in sets {
+            profile.add(&set.profile, first_index);
+            let num_records = set.num_records();
+            parts.push(OpenPart { set, weight, first_index });
+            first_index += num_records;
         }
-        let mut first_rows = Vec::with_capacity(manifest.shards.len());
-        let mut rows = 0;
-        let sizes = store.sizes()?;
-        for shard in &manifest.shards {
-            check_size(store.as_ref(), &sizes, &shard.file, shard.bytes)?;
-            first_rows.push(rows);
-            rows += shard.rows;
-        }
-        let readers = manifest.shards.iter().map(|_| OnceLock::new()).collect();
-        let (info, url) = (manifest.info(), url.to_owned());
         Ok(Self {
-            url,
-            store,
-            manifest,
+            parts,
             info,
-            profile: LengthProfile::new(&lengths),
-            lengths,
-            first_rows,
-            readers,
+            profile,
             health: None,
             max_batch_bytes: DEFAULT_MAX_BATCH_BYTES,
             pixel_pool: PixelPool::default(),
+            plans: Recent::default(),
+            epochs: Recent::default(),
         })
     }
 
@@ -78,7 +113,8 @@ impl Dataset {
     pub fn with_damage_policy(self, policy: DamagePolicy) -> Self {
         let health = match policy {
             DamagePolicy::Fail => None,
-            DamagePolicy::Mask => Some(RecordHealth::new(self.info.num_samples)),
+            DamagePolicy::Mask => Some(RecordHealth::new(self.num_records(), u64::MAX)),
+            DamagePolicy::Budget(budget) => Some(RecordHealth::new(self.num_records(), budget)),
         };
         Self { health, ..self }
     }
@@ -88,60 +124,97 @@ impl Dataset {
         Self { max_batch_bytes, ..self }
     }
 
-    /// Size, fingerprint and processor of the set.
+    /// Size, fingerprint and processor of the data.
     pub fn info(&self) -> &DatasetInfo {
         &self.info
     }
 
-    /// The manifest that is followed.
-    pub fn manifest(&self) -> &Manifest {
-        &self.manifest
+    /// Where the data was opened; the parts of a blend with a comma between.
+    pub fn url(&self) -> String {
+        self.parts.iter().map(|part| part.set.url()).collect::<Vec<_>>().join(", ")
     }
 
-    /// Where the set was opened.
-    pub fn url(&self) -> &str {
-        &self.url
+    /// Records of all parts, each counted once.
+    pub fn num_records(&self) -> u64 {
+        self.parts.iter().map(|part| part.set.num_records()).sum()
     }
 
-    /// The lengths of record `index` in the manifest's order, without reading it. Panics past the last record.
+    /// Records that were found damaged so far; 0 under [`DamagePolicy::Fail`], which does not count them.
+    pub fn num_damaged(&self) -> u64 {
+        self.health.as_ref().map_or(0, RecordHealth::num_damaged)
+    }
+
+    /// The lengths of record `index`, without reading it. Panics past the last record.
     pub fn lengths(&self, index: u64) -> RecordLengths {
-        self.lengths.get(index)
+        let part = self.part_of(index);
+        part.set.lengths(index - part.first_index)
     }
 
-    /// Reads record `index` in the manifest's order; pixels are slices of the mapped shard.
+    /// Reads record `index`; pixels are slices of the mapped shard.
     pub fn record(&self, index: u64) -> Result<Record, DatasetError> {
-        let (reader, row) = self.locate(index)?;
-        Ok(reader.read(row)?)
+        let (part, index) = self.locate(index)?;
+        part.set.record(index)
     }
 
-    /// Compares every byte of every shard with the manifest.
+    /// Where record `index` lies and which sample it is.
+    pub fn provenance(&self, index: u64) -> Result<Provenance, DatasetError> {
+        let (part, local) = self.locate(index)?;
+        let (shard, row) = part.set.locate(local);
+        let Record { id, source, .. } = part.set.record(local)?;
+        let file = part.set.manifest.shards[shard].file.clone();
+        Ok(Provenance { shards: part.set.url().to_owned(), file, row, id, source })
+    }
+
+    /// Compares every byte of every shard with its manifest.
     pub fn verify(&self) -> Result<(), DatasetError> {
-        for (shard, entry) in self.manifest.shards.iter().enumerate() {
-            self.reader(shard)?.verify(entry)?;
-        }
-        Ok(())
+        self.parts.iter().try_for_each(|part| part.set.verify())
     }
 
-    /// The order of `epoch` under `spec`.
-    pub fn order(&self, spec: &BatchSpec, epoch: u64) -> EpochOrder {
-        match spec.shuffle {
-            true => EpochOrder::shuffled(self.info.num_samples, &self.info.fingerprint, spec.seed, epoch),
-            false => EpochOrder::sequential(self.info.num_samples),
-        }
+    /// The rows of `epoch` under `spec`. Rows that are packed are planned when a spec is first used, which reads all
+    /// lengths.
+    ///
+    /// # Errors
+    /// If a sample fits no packed row.
+    pub fn epoch(&self, spec: &BatchSpec, epoch: u64) -> Result<Arc<EpochRows>, DatasetError> {
+        let name = spec_fingerprint(spec);
+        self.epochs.get((name, epoch), || {
+            let units = self.units(spec)?;
+            let parts = self.parts.iter().zip(units.iter()).map(|(part, units)| Part {
+                units: Arc::clone(units),
+                fingerprint: &part.set.manifest.fingerprint,
+                first_index: part.first_index,
+            });
+            Ok(EpochRows::new(spec, epoch, self.blend(&units), parts.collect()))
+        })
     }
 
-    /// How `partition` cuts this set's steps under `spec`. Refuses shares that are not equal and micro-batches that may
-    /// take more than the byte limit, however the order falls: so nothing is allocated for a spec beyond it.
+    /// Rows of one epoch under `spec`: the same number in every epoch.
+    pub fn rows_per_epoch(&self, spec: &BatchSpec) -> Result<u64, DatasetError> {
+        Ok(self.blend(&self.units(spec)?).num_places())
+    }
+
+    /// How `partition` cuts this data's steps under `spec`. Refuses micro-batches that may take more than the byte limit,
+    /// however the order falls: so nothing is allocated for a spec beyond it.
     pub fn plan(&self, spec: &BatchSpec, partition: Partition) -> Result<StepPlan, DatasetError> {
-        let plan = StepPlan::new(spec, partition, self.info.num_samples)?;
+        // The sizes first: rows are only planned for a spec that can be served.
+        let plan = StepPlan::new(spec, partition, 0)?;
         let num_rows = plan.rows_per_micro();
         // A longer row is refused when its turn comes.
-        let columns = self.profile.longest(spec).map_or(1, |(_, length)| length.clamp(1, u64::from(spec.max_length)));
-        let num_images = self.profile.most_images(num_rows);
+        let columns = match spec.packing {
+            Some(_) => u64::from(spec.max_length),
+            None => self.profile.longest(spec).map_or(1, |(_, length)| length.clamp(1, u64::from(spec.max_length))),
+        };
+        let num_samples = match spec.packing {
+            Some(_) => self.num_records().min(num_rows.saturating_mul(columns)).max(num_rows),
+            None => num_rows,
+        };
+        let fullest = self.profile.most_images(num_samples);
+        let num_images =
+            spec.packing.map_or(fullest, |packing| fullest.min(num_rows.saturating_mul(u64::from(packing.max_images))));
         let image_bytes = self.info.processor.image_shape.num_elements() as u64;
-        let found = batch_bytes(num_rows, columns, num_images, image_bytes);
+        let found = batch_bytes(num_rows, columns, num_samples, (num_images, image_bytes));
         match found <= self.max_batch_bytes {
-            true => Ok(plan),
+            true => StepPlan::new(spec, partition, self.rows_per_epoch(spec)?),
             false => {
                 let limit = self.max_batch_bytes;
                 Err(DatasetError::TooLarge { num_rows, columns, num_images, limit, found })
@@ -149,7 +222,7 @@ impl Dataset {
         }
     }
 
-    /// Refuses a spec that some record of the set is too long for, by the longest record's name, from the lengths index
+    /// Refuses a spec that some record of the data is too long for, by the longest record's name, from the lengths index
     /// alone: a run should learn of it before its first step.
     pub fn check_lengths(&self, spec: &BatchSpec) -> Result<(), DatasetError> {
         match self.profile.longest(spec) {
@@ -174,7 +247,7 @@ impl Dataset {
         }
     }
 
-    /// The start of this set's first epoch under `spec`.
+    /// The start of this data's first epoch under `spec`.
     pub fn start_cursor(&self, spec: &BatchSpec) -> Cursor {
         Cursor::start(self.info.fingerprint, spec_fingerprint(spec))
     }
@@ -183,7 +256,7 @@ impl Dataset {
     /// A cursor that stands right behind the last step of its epoch continues with the next epoch.
     pub fn position_of(&self, spec: &BatchSpec, cursor: &Cursor) -> Result<Position, DatasetError> {
         cursor.check(self.info.fingerprint, spec_fingerprint(spec))?;
-        let bound = self.info.steps_per_epoch(spec);
+        let bound = StepPlan::new(spec, Partition::WHOLE, self.rows_per_epoch(spec)?)?.steps_per_epoch();
         match cursor.step {
             step if step < bound => Ok(Position { epoch: cursor.epoch, step, micro: 0 }),
             step if step == bound => Ok(Position { epoch: cursor.epoch.saturating_add(1), step: 0, micro: 0 }),
@@ -194,39 +267,63 @@ impl Dataset {
     /// Makes the micro-batch at `position` of `partition`'s share. Equal arguments give equal batches, always.
     pub fn batch(&self, spec: &BatchSpec, partition: Partition, position: Position) -> Result<Batch, DatasetError> {
         let plan = self.plan(spec, partition)?;
-        let places = plan.micro_places(position)?;
-        let order = self.order(spec, position.epoch);
-        let slots = places.map(|place| order.index_at(place).map_or(Slot::Padding, |index| self.slot(index))).collect();
-        let rows = collate(self, spec, slots, self.health.as_ref())?;
-        let step_label_tokens = self.step_label_tokens(&plan, &order, position.step)?;
+        let micro = plan.micro_rows(position)?;
+        let epoch = self.epoch(spec, position.epoch)?;
+        let slots = micro.places.map(|place| self.slots(&epoch, place));
+        let masked = (0..micro.num_masked).map(|_| vec![Slot::Padding]);
+        let rows = collate(self, spec, slots.chain(masked).collect(), self.health.as_ref())?;
+        let step_label_tokens = self.step_label_tokens(&plan, &epoch, position.step)?;
         rows.into_batch(position, plan.num_micro(), step_label_tokens)
     }
 
-    fn slot(&self, index: u64) -> Slot {
-        match &self.health {
+    /// What stands in the row at `place`.
+    fn slots(&self, epoch: &EpochRows, place: u64) -> Vec<Slot> {
+        let slot = |index| match &self.health {
             Some(health) if health.is_known_damaged(index) => Slot::Damaged(index),
             _ => Slot::Sample(index),
+        };
+        match epoch.samples_at(place) {
+            Some(samples) => samples.into_iter().map(slot).collect(),
+            None => vec![Slot::Padding],
         }
     }
 
     /// Labels of the whole global step, as far as its records are not masked.
-    fn step_label_tokens(&self, plan: &StepPlan, order: &EpochOrder, step: u64) -> Result<u64, DatasetError> {
-        let labels = |index| u64::from(self.lengths(index).num_label_tokens);
-        let Some(health) = &self.health else {
-            return Ok(plan.step_places(step).filter_map(|place| order.index_at(place)).map(labels).sum());
+    fn step_label_tokens(&self, plan: &StepPlan, epoch: &EpochRows, step: u64) -> Result<u64, DatasetError> {
+        let count = |index: u64| match &self.health {
+            Some(health) if !health.is_whole(self, index)? => Ok(0),
+            _ => Ok(u64::from(self.lengths(index).num_label_tokens)),
         };
-        let count = |place| match order.index_at(place) {
-            Some(index) if health.is_whole(self, index)? => Ok(labels(index)),
-            _ => Ok(0),
+        let count_row = |place| -> Result<u64, DatasetError> {
+            epoch.samples_at(place).unwrap_or_default().into_iter().map(count).sum()
         };
-        plan.step_places(step).into_par_iter().map(count).try_reduce(|| 0, |sum, labels| Ok(sum + labels))
+        match self.health {
+            None => plan.step_places(step).map(count_row).sum(),
+            // The first time each record is read for it.
+            Some(_) => plan.step_places(step).into_par_iter().map(count_row).sum(),
+        }
+    }
+
+    fn units(&self, spec: &BatchSpec) -> Result<Arc<Vec<Arc<Units>>>, DatasetError> {
+        let plan = |part: &OpenPart| Units::plan(&part.set, spec).map(Arc::new);
+        self.plans.get(spec_fingerprint(spec), || self.parts.iter().map(plan).collect())
+    }
+
+    fn blend(&self, units: &[Arc<Units>]) -> Blend {
+        let turns = self.parts.iter().zip(units).map(|(part, units)| part.weight.of(units.num_units()));
+        Blend::new(turns.collect())
     }
 
     /// Reads the small fields of record `index` into `buffer` and gives the reader and row to copy its images from.
-    pub(crate) fn read_row(&self, index: u64, buffer: &mut RowBuffer) -> Result<(&ShardReader, u64), DatasetError> {
-        let (reader, row) = self.locate(index)?;
-        reader.read_row(row, buffer)?;
-        Ok((reader, row))
+    pub(crate) fn read_row(&self, index: u64, buffer: &mut RowBuffer) -> Result<(Arc<ShardReader>, u64), DatasetError> {
+        let (part, index) = self.locate(index)?;
+        part.set.read_row(index, buffer)
+    }
+
+    /// Asks for the shard of record `index` anew, if what is here is a copy.
+    pub(crate) fn fetch_again(&self, index: u64) -> Result<bool, DatasetError> {
+        let (part, index) = self.locate(index)?;
+        part.set.fetch_again(index)
     }
 
     /// A buffer for a batch's pixels, with unspecified content.
@@ -234,44 +331,16 @@ impl Dataset {
         self.pixel_pool.take(length)
     }
 
-    fn locate(&self, index: u64) -> Result<(&ShardReader, u64), DatasetError> {
-        let num_samples = self.info.num_samples;
+    fn locate(&self, index: u64) -> Result<(&OpenPart, u64), DatasetError> {
+        let num_samples = self.num_records();
         if index >= num_samples {
-            return Err(DatasetError::NoSuchRecord { url: self.url.clone(), index, num_samples });
+            return Err(DatasetError::NoSuchRecord { url: self.url(), index, num_samples });
         }
-        let shard = self.first_rows.partition_point(|&first| first <= index) - 1;
-        Ok((self.reader(shard)?, index - self.first_rows[shard]))
+        let part = self.part_of(index);
+        Ok((part, index - part.first_index))
     }
 
-    fn reader(&self, shard: usize) -> Result<&ShardReader, DatasetError> {
-        let slot = &self.readers[shard];
-        if let Some(reader) = slot.get() {
-            return Ok(reader);
-        }
-        let reader = ShardReader::open(self.store.as_ref(), &self.manifest.shards[shard])?;
-        let expected = self.info.processor.image_shape;
-        if reader.image_shape() != expected {
-            return Err(DatasetError::Shard(ShardError::DamagedFile {
-                path: reader.path().to_owned(),
-                what: "image shape",
-                expected: format!("{expected:?}"),
-                found: format!("{:?}", reader.image_shape()),
-            }));
-        }
-        Ok(slot.get_or_init(|| Arc::new(reader)))
-    }
-}
-
-fn check_size(store: &dyn Store, sizes: &BTreeMap<String, u64>, file: &str, expected: u64) -> Result<(), ShardError> {
-    let path = store.path(file);
-    match sizes.get(file) {
-        None => Err(ShardError::MissingFile { path }),
-        Some(&found) if found == expected => Ok(()),
-        Some(found) => Err(ShardError::DamagedFile {
-            path,
-            what: "size in bytes",
-            expected: expected.to_string(),
-            found: found.to_string(),
-        }),
+    fn part_of(&self, index: u64) -> &OpenPart {
+        &self.parts[self.parts.partition_point(|part| part.first_index <= index) - 1]
     }
 }

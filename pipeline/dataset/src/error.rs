@@ -1,7 +1,7 @@
 //! Why a batch cannot be made.
 
 use vela_shard::ShardError;
-use vela_types::{CursorMismatch, PackFault, TensorError};
+use vela_types::{CursorMismatch, PackFault, PackItem, PackLimits, TensorError};
 
 /// A failure of the read side: where, what was expected, what was found, what to do.
 #[derive(Debug, thiserror::Error)]
@@ -25,16 +25,6 @@ pub enum DatasetError {
         expected: String,
         /// What it is.
         found: u64,
-    },
-    /// The ranks cannot share a step evenly.
-    #[error(
-        "global batch {global_batch} cannot be shared evenly by {world} ranks; choose a global batch that is a multiple of {world}"
-    )]
-    UnevenShare {
-        /// Samples of a step.
-        global_batch: u32,
-        /// Ranks.
-        world: u32,
     },
     /// The rank is not one of the world's.
     #[error("expected a rank below {world}, found rank {rank}")]
@@ -81,6 +71,39 @@ pub enum DatasetError {
         image_tokens: u32,
         /// The limit of the spec.
         max_length: u32,
+    },
+    /// A sample that no packed row can hold.
+    #[error(
+        "record `{id}` (index {index}) has {} tokens with its images expanded and {} images, a packed row holds at most {} tokens and {} images; raise `max_length` or `packing.max_images`",
+        item.tokens, item.images, limits.tokens, limits.images
+    )]
+    Unpackable {
+        /// The record.
+        id: String,
+        /// Its index in the manifest's order.
+        index: u64,
+        /// What it takes.
+        item: PackItem,
+        /// What a row holds.
+        limits: PackLimits,
+    },
+    /// The parts of a blend do not fit together.
+    #[error("blend: `{url}`: expected {expected}, found {found}")]
+    Blend {
+        /// The part.
+        url: String,
+        /// What it must be.
+        expected: String,
+        /// What it is.
+        found: String,
+    },
+    /// More records are damaged than the budget allows.
+    #[error("more than {budget} records are damaged; mend the shard set, or raise the budget")]
+    BudgetSpent {
+        /// Records that may be masked.
+        budget: u64,
+        /// The damage of the record that is one too many.
+        source: Box<DatasetError>,
     },
     /// Nothing can be packed so.
     #[error(transparent)]

@@ -38,6 +38,19 @@ impl LengthProfile {
         profile
     }
 
+    /// Takes in the records of another set, whose first one has the index `first_index` here.
+    pub(crate) fn add(&mut self, other: &Self, first_index: u64) {
+        for (&num_images, group) in &other.groups {
+            let Group { num_records, longest, num_tokens } = *group;
+            let longest = first_index + longest;
+            let known = self.groups.entry(num_images).or_insert(Group { num_records: 0, longest, num_tokens });
+            known.num_records += num_records;
+            if num_tokens > known.num_tokens {
+                (known.longest, known.num_tokens) = (longest, num_tokens);
+            }
+        }
+    }
+
     /// The record that has the most tokens under `spec`, and how many; `None` for an empty set.
     pub(crate) fn longest(&self, spec: &BatchSpec) -> Option<(u64, u64)> {
         let expanded = |(&num_images, group): (&u32, &Group)| {

@@ -1,6 +1,6 @@
-//! Which records of a set can be read, asked once per record: what policy `mask` counts by.
+//! Which records of a data set can be read, asked once per record: what policies `mask` and `budget` count by.
 
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 use crate::collate::probe;
 use crate::{Dataset, DatasetError};
@@ -13,28 +13,47 @@ const DAMAGED: u8 = 2;
 #[derive(Debug)]
 pub(crate) struct RecordHealth {
     states: Vec<AtomicU8>,
+    num_damaged: AtomicU64,
+    /// Records that may be damaged before it is an error.
+    budget: u64,
 }
 
 impl RecordHealth {
-    pub(crate) fn new(num_samples: u64) -> Self {
-        Self { states: (0..num_samples).map(|_| AtomicU8::new(UNKNOWN)).collect() }
+    pub(crate) fn new(num_records: u64, budget: u64) -> Self {
+        let states = (0..num_records).map(|_| AtomicU8::new(UNKNOWN)).collect();
+        Self { states, num_damaged: AtomicU64::new(0), budget }
     }
 
-    pub(crate) fn note(&self, index: u64, is_whole: bool) {
-        let state = if is_whole { WHOLE } else { DAMAGED };
-        self.states[index as usize].store(state, Ordering::Relaxed);
+    /// Notes that record `index` turned out damaged by `fault`.
+    ///
+    /// # Errors
+    /// If that is one more than the budget allows.
+    pub(crate) fn note_damaged(&self, index: u64, fault: DatasetError) -> Result<(), DatasetError> {
+        if self.states[index as usize].swap(DAMAGED, Ordering::Relaxed) != DAMAGED {
+            self.num_damaged.fetch_add(1, Ordering::Relaxed);
+        }
+        match self.num_damaged() <= self.budget {
+            true => Ok(()),
+            false => Err(DatasetError::BudgetSpent { budget: self.budget, source: Box::new(fault) }),
+        }
     }
 
     pub(crate) fn is_known_damaged(&self, index: u64) -> bool {
         self.state(index) == DAMAGED
     }
 
+    /// Records found damaged so far.
+    pub(crate) fn num_damaged(&self) -> u64 {
+        self.num_damaged.load(Ordering::Relaxed)
+    }
+
     /// Whether record `index` of `dataset` can be read; reads it with its pixels the first time.
     pub(crate) fn is_whole(&self, dataset: &Dataset, index: u64) -> Result<bool, DatasetError> {
         if self.state(index) == UNKNOWN {
             match probe(dataset, index) {
-                Err(fault) if !fault.is_damage() => return Err(fault),
-                probed => self.note(index, probed.is_ok()),
+                Ok(()) => self.states[index as usize].store(WHOLE, Ordering::Relaxed),
+                Err(fault) if fault.is_damage() => self.note_damaged(index, fault)?,
+                Err(fault) => return Err(fault),
             }
         }
         Ok(!self.is_known_damaged(index))

@@ -95,6 +95,10 @@ impl BatchSource for LocalSource {
         self.dataset.start_cursor(&self.spec)
     }
 
+    fn steps_per_epoch(&self) -> u64 {
+        self.plan.steps_per_epoch()
+    }
+
     fn next_batch(&mut self) -> Result<Batch, SourceError> {
         let batch = self.worker()?.queue.pop().unwrap_or(Err(DatasetError::WorkerLost));
         match batch {

@@ -26,9 +26,14 @@ pub struct EpochOrder {
 impl EpochOrder {
     /// The seeded order of `epoch` over the samples `0..num_samples` of the data set `fingerprint`.
     pub fn shuffled(num_samples: u64, fingerprint: &Fingerprint, seed: u64, epoch: u64) -> Self {
-        let words = fingerprint.0.as_chunks::<8>().0.iter().map(|word| u64::from_le_bytes(*word));
+        Self::keyed(num_samples, fingerprint, &[seed, epoch])
+    }
+
+    /// The order of `0..num_samples` that `fingerprint` and `words` name.
+    pub(crate) fn keyed(num_samples: u64, fingerprint: &Fingerprint, words: &[u64]) -> Self {
+        let data = fingerprint.0.as_chunks::<8>().0.iter().map(|word| u64::from_le_bytes(*word));
         let absorb = |state: u64, word: u64| SeedStream::new(state ^ word).next_u64();
-        let state = words.chain([seed, epoch]).fold(KEY_DOMAIN, absorb);
+        let state = data.chain(words.iter().copied()).fold(KEY_DOMAIN, absorb);
         let mut stream = SeedStream::new(state);
         let keys = std::array::from_fn(|_| stream.next_u64());
         Self { keys: Some(keys), ..Self::sequential(num_samples) }

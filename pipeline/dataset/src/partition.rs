@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use vela_types::{BatchSpec, Fingerprint, Position};
+use vela_types::{BatchSpec, Fingerprint, PackingSpec, Position};
 
 use crate::DatasetError;
 
@@ -20,20 +20,29 @@ impl Partition {
     pub const WHOLE: Self = Self { rank: 0, world: 1 };
 }
 
-/// How a rank cuts its steps: step `k` holds places `k*G .. (k+1)*G`, rank `r` of `w` the `r`-th of `w` equal slices of
-/// them, micro-batch `m` the `m`-th piece of at most `micro_batch` places of the slice.
+/// How a rank cuts its steps: step `k` holds the rows at places `k*G .. (k+1)*G`, rank `r` of `w` those from
+/// `k*G + floor(r*G/w)` to `k*G + floor((r+1)*G/w)`, micro-batch `m` the `m`-th piece of at most `micro_batch` rows. Where `w`
+/// does not divide `G` the shorter shares are filled up with a masked row, so that all ranks do equal work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StepPlan {
     global_batch: u64,
-    slice: u64,
-    rank: u64,
+    partition: Partition,
     micro_batch: u64,
-    num_samples: u64,
+    num_rows: u64,
+}
+
+/// The rows of one micro-batch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MicroRows {
+    /// Places of the epoch; those past its last row are masked.
+    pub places: Range<u64>,
+    /// Masked rows that follow, where this rank's share is shorter than others'.
+    pub num_masked: u64,
 }
 
 impl StepPlan {
-    /// Checks that the spec makes sense for `partition`, in which every rank has an equal share.
-    pub fn new(spec: &BatchSpec, partition: Partition, num_samples: u64) -> Result<Self, DatasetError> {
+    /// Checks that the spec makes sense for `partition` of an epoch of `num_rows` rows.
+    pub fn new(spec: &BatchSpec, partition: Partition, num_rows: u64) -> Result<Self, DatasetError> {
         let Partition { rank, world } = partition;
         let fields = [
             ("global_batch", spec.global_batch),
@@ -48,50 +57,47 @@ impl StepPlan {
         if rank >= world {
             return Err(DatasetError::Rank { rank, world });
         }
-        if !spec.global_batch.is_multiple_of(world) {
-            return Err(DatasetError::UnevenShare { global_batch: spec.global_batch, world });
-        }
-        Ok(Self {
-            global_batch: u64::from(spec.global_batch),
-            slice: u64::from(spec.global_batch / world),
-            rank: u64::from(rank),
-            micro_batch: u64::from(spec.micro_batch),
-            num_samples,
-        })
+        let (global_batch, micro_batch) = (u64::from(spec.global_batch), u64::from(spec.micro_batch));
+        Ok(Self { global_batch, partition, micro_batch, num_rows })
     }
 
-    /// Steps of one epoch; the last one may reach past the last sample.
+    /// Steps of one epoch; the last one may reach past the last row.
     pub fn steps_per_epoch(&self) -> u64 {
-        self.num_samples.div_ceil(self.global_batch)
+        self.num_rows.div_ceil(self.global_batch)
     }
 
-    /// Micro-batches of one step.
+    /// Micro-batches of one step, equal on all ranks.
     pub fn num_micro(&self) -> u32 {
-        self.slice.div_ceil(self.micro_batch) as u32
+        self.largest_share().div_ceil(self.micro_batch) as u32
     }
 
-    /// Rows of a rank's largest micro-batch, masked slots included.
+    /// Rows of a rank's largest micro-batch, masked ones included.
     pub fn rows_per_micro(&self) -> u64 {
-        self.micro_batch.min(self.slice)
+        self.micro_batch.min(self.largest_share())
     }
 
-    /// The places of a whole step that hold samples.
+    /// The places of a whole step that hold rows.
     pub fn step_places(&self, step: u64) -> Range<u64> {
         let start = step * self.global_batch;
-        start..(start + self.global_batch).min(self.num_samples)
+        start..(start + self.global_batch).min(self.num_rows)
     }
 
-    /// The places of one micro-batch, those past the last sample (masked slots) included.
-    pub fn micro_places(&self, position: Position) -> Result<Range<u64>, DatasetError> {
+    /// The rows of one micro-batch.
+    pub fn micro_rows(&self, position: Position) -> Result<MicroRows, DatasetError> {
         let check = |what, bound, found| match found < bound {
             true => Ok(()),
             false => Err(DatasetError::Position { what, bound, found }),
         };
         check("step", self.steps_per_epoch(), position.step)?;
         check("micro-batch", u64::from(self.num_micro()), u64::from(position.micro))?;
-        let slice_start = position.step * self.global_batch + self.rank * self.slice;
-        let start = u64::from(position.micro) * self.micro_batch;
-        Ok(slice_start + start..slice_start + (start + self.micro_batch).min(self.slice))
+        let step_start = position.step * self.global_batch;
+        let (share_start, share_end) =
+            (self.share_start(self.partition.rank), self.share_start(self.partition.rank + 1));
+        let first = u64::from(position.micro) * self.micro_batch;
+        let end = (first + self.micro_batch).min(self.largest_share());
+        let clamp = |row: u64| step_start + (share_start + row).min(share_end);
+        let places = clamp(first)..clamp(end);
+        Ok(MicroRows { num_masked: end - first - (places.end - places.start), places })
     }
 
     /// The position after `position`: next micro-batch, step or epoch.
@@ -105,6 +111,14 @@ impl StepPlan {
             Position { epoch: epoch.saturating_add(1), step: 0, micro: 0 }
         }
     }
+
+    fn share_start(&self, rank: u32) -> u64 {
+        u64::from(rank) * self.global_batch / u64::from(self.partition.world)
+    }
+
+    fn largest_share(&self) -> u64 {
+        self.global_batch.div_ceil(u64::from(self.partition.world))
+    }
 }
 
 /// blake3 over the fields of `spec` that decide what a step holds (all but `micro_batch`), in the byte form of
@@ -117,6 +131,13 @@ pub fn spec_fingerprint(spec: &BatchSpec) -> Fingerprint {
     hasher.update(&[u8::from(spec.shuffle)]);
     hasher.update(&spec.image_tokens.to_le_bytes());
     hasher.update(&spec.max_length.to_le_bytes());
+    // What older versions did not have takes part only where it is used, so that their cursors stay good.
+    if spec.shuffle && spec.shuffle_window > 0 {
+        hasher.update(b"window").update(&spec.shuffle_window.to_le_bytes());
+    }
+    if let Some(PackingSpec { max_images, window }) = spec.packing {
+        hasher.update(b"packing").update(&max_images.to_le_bytes()).update(&window.to_le_bytes());
+    }
     Fingerprint(*hasher.finalize().as_bytes())
 }
 
@@ -126,25 +147,40 @@ mod tests {
     use proptest::prelude::*;
 
     fn spec(global_batch: u32, micro_batch: u32) -> BatchSpec {
-        BatchSpec { global_batch, micro_batch, seed: 1, shuffle: true, image_tokens: 4, max_length: 64 }
+        BatchSpec {
+            global_batch,
+            micro_batch,
+            seed: 1,
+            shuffle: true,
+            shuffle_window: 0,
+            image_tokens: 4,
+            max_length: 64,
+            packing: None,
+        }
     }
 
     proptest! {
         #[test]
-        fn ranks_are_disjoint_and_complete(
-            world in prop::sample::select(vec![1u32, 2, 3, 4, 5, 7, 8, 16]), share in 1u32..9, micro in 1u32..12, n in 1u64..200,
+        fn ranks_are_disjoint_complete_and_equally_busy(
+            world in 1u32..18, global_batch in 1u32..40, micro in 1u32..12, n in 1u64..200,
         ) {
             let mut places = Vec::new();
-            let global_batch = world * share;
+            let mut shapes = std::collections::BTreeSet::new();
             for rank in 0..world {
                 let plan = StepPlan::new(&spec(global_batch, micro), Partition { rank, world }, n).expect("a good spec");
                 prop_assert_eq!(plan.steps_per_epoch(), n.div_ceil(u64::from(global_batch)));
                 let mut position = Position { epoch: 0, step: 0, micro: 0 };
+                let mut num_rows = Vec::new();
                 while position.epoch == 0 {
-                    places.extend(plan.micro_places(position).expect("inside the epoch"));
+                    let rows = plan.micro_rows(position).expect("inside the epoch");
+                    num_rows.push(rows.num_masked + rows.places.end - rows.places.start);
+                    prop_assert!(num_rows.last().is_some_and(|&rows| rows > 0 && rows <= plan.rows_per_micro()));
+                    places.extend(rows.places);
                     position = plan.after(position);
                 }
+                shapes.insert(num_rows);
             }
+            prop_assert_eq!(shapes.len(), 1, "ranks differ in what they do");
             places.sort_unstable();
             prop_assert!(places.into_iter().eq(0..n.next_multiple_of(u64::from(global_batch))));
         }
@@ -155,7 +191,6 @@ mod tests {
         let fault = |spec: BatchSpec, rank, world| {
             StepPlan::new(&spec, Partition { rank, world }, 10).expect_err("unusable").to_string()
         };
-        assert!(fault(spec(10, 2), 0, 3).contains("multiple of 3"));
         assert!(fault(spec(10, 0), 0, 1).contains("`micro_batch` above 0"));
         assert!(fault(spec(0, 1), 0, 1).contains("`global_batch` above 0"));
         assert!(fault(spec(10, 1), 2, 2).contains("rank below 2"));
@@ -172,6 +207,8 @@ mod tests {
             BatchSpec { shuffle: false, ..spec(8, 2) },
             BatchSpec { image_tokens: 5, ..spec(8, 2) },
             BatchSpec { max_length: 65, ..spec(8, 2) },
+            BatchSpec { shuffle_window: 1, ..spec(8, 2) },
+            BatchSpec { packing: Some(PackingSpec { max_images: 4, window: 64 }), ..spec(8, 2) },
         ];
         assert!(changed.iter().all(|spec| spec_fingerprint(spec) != base));
     }

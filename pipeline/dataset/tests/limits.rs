@@ -12,8 +12,16 @@ use vela_types::{BatchSpec, Position};
 
 const NUM_RECORDS: u64 = 11;
 const START: Position = Position { epoch: 0, step: 0, micro: 0 };
-const SPEC: BatchSpec =
-    BatchSpec { global_batch: 4, micro_batch: 2, seed: 5, shuffle: true, image_tokens: 3, max_length: 64 };
+const SPEC: BatchSpec = BatchSpec {
+    global_batch: 4,
+    micro_batch: 2,
+    seed: 5,
+    shuffle: true,
+    image_tokens: 3,
+    max_length: 64,
+    shuffle_window: 0,
+    packing: None,
+};
 
 fn dataset() -> (tempfile::TempDir, Dataset) {
     let folder = tempfile::tempdir().expect("a folder");

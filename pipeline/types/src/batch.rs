@@ -5,25 +5,52 @@ use std::fmt;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use crate::{DType, ImageShape, Position};
+use crate::{DType, ImageShape, PackLimits, Position};
 
 /// How samples become batches. Everything but `micro_batch` decides which samples a step holds, so it is hashed into
 /// the cursor; `micro_batch` only cuts a rank's share of a step into pieces that fit in memory.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BatchSpec {
-    /// Samples of one optimizer step over all ranks.
+    /// Rows of one optimizer step over all ranks. A row is one sample, or several where they are packed.
     pub global_batch: u32,
-    /// Samples of one forward pass on one rank.
+    /// Rows of one forward pass on one rank.
     pub micro_batch: u32,
     /// Seed of the epoch orders.
     pub seed: u64,
     /// Epoch order is a seeded permutation; otherwise the manifest's order.
     pub shuffle: bool,
+    /// Shards whose samples are mixed with one another before the next shards are read; 0: all, as suits local files.
+    #[serde(default)]
+    pub shuffle_window: u32,
     /// Tokens the vision tower gives per image: each image token is expanded to that many.
     pub image_tokens: u32,
     /// Longest row accepted after image tokens are expanded.
     pub max_length: u32,
+    /// Puts several samples into one row of at most `max_length` tokens; `None`: one sample, one row.
+    #[serde(default)]
+    pub packing: Option<PackingSpec>,
+}
+
+/// How samples share rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PackingSpec {
+    /// Images of one row at most: what bounds the tower's work.
+    pub max_images: u32,
+    /// Samples that are packed together; more fill rows better and take longer to plan.
+    pub window: u32,
+}
+
+impl BatchSpec {
+    /// What a row may hold and how many samples are packed together, where they are packed.
+    pub fn pack_limits(&self) -> Option<PackLimits> {
+        self.packing.map(|PackingSpec { max_images, window }| PackLimits {
+            tokens: self.max_length,
+            images: max_images,
+            window,
+        })
+    }
 }
 
 /// A dense tensor in host memory: row-major, little-endian, no padding between rows.

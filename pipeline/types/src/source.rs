@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Batch, BatchSpec, Cursor, Fingerprint, ImageShape};
+use crate::{Batch, Cursor, Fingerprint, ImageShape};
 
 /// Mean and deviation per channel, applied on the device to `pixel * rescale_factor`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -45,23 +45,16 @@ pub struct ProcessorSummary {
 /// A data set as a trainer sees it before the first batch.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct DatasetInfo {
-    /// The manifest's fingerprint.
+    /// The manifest's fingerprint; of a blend, the hash of its parts' fingerprints and weights.
     pub fingerprint: Fingerprint,
-    /// Samples of one epoch.
+    /// Samples of one epoch: of each part of a blend its number times its weight.
     pub num_samples: u64,
-    /// Images of one epoch, each use counted.
+    /// Images of one epoch, each use counted; of a blend in proportion to its weights.
     pub num_images: u64,
-    /// Tokens of one epoch, an image counted as one.
+    /// Tokens of one epoch, an image counted as one; of a blend in proportion to its weights.
     pub num_tokens: u64,
     /// The processor that made it.
     pub processor: ProcessorSummary,
-}
-
-impl DatasetInfo {
-    /// Optimizer steps of one epoch: the last one is padded with masked slots.
-    pub fn steps_per_epoch(&self, spec: &BatchSpec) -> u64 {
-        self.num_samples.div_ceil(u64::from(spec.global_batch))
-    }
 }
 
 /// Any failure of a batch source, with its own type kept inside.
@@ -79,6 +72,9 @@ pub trait BatchSource: Send {
 
     /// The cursor of the start of the data under this stream's spec.
     fn start_cursor(&self) -> Cursor;
+
+    /// Optimizer steps of one epoch, the same in every epoch: the last one is padded with masked slots.
+    fn steps_per_epoch(&self) -> u64;
 
     /// The next micro-batch; blocks until it is there. Never ends: after an epoch comes the next.
     fn next_batch(&mut self) -> Result<Batch, SourceError>;

@@ -11,13 +11,16 @@ use vela_types::{CursorMismatch, Position};
 #[non_exhaustive]
 pub enum ClientError {
     /// The address is no url.
-    #[error("loader address `{url}`: expected `http://host:port`")]
+    #[error("loader address `{url}`: expected `http://host:port` or `https://host:port`")]
     Address {
         /// What was given.
         url: String,
         /// The parser's answer.
         source: tonic::transport::Error,
     },
+    /// The token holds characters that no header may have.
+    #[error("the token is no text that a header may carry: expected visible ASCII characters")]
+    Token,
     /// No server accepts connections there.
     #[error("no loader answers at `{url}` within {timeout:?}; is `loader serve` running there?")]
     Unreachable {

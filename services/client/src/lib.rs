@@ -12,5 +12,5 @@ mod server;
 mod source;
 
 pub use error::ClientError;
-pub use options::ClientOptions;
+pub use options::{ClientOptions, TlsOptions, Token};
 pub use source::{ClientStats, RemoteSource};

@@ -1,10 +1,17 @@
 //! What a client may be told besides what it streams.
 
+use std::fmt;
 use std::time::Duration;
 
 /// Limits and patience of a [`crate::RemoteSource`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClientOptions {
+    /// Which of the server's data sets; empty: its only one, or the one called `default`.
+    pub dataset: String,
+    /// The token to show, for a loader with tenants.
+    pub token: Option<Token>,
+    /// Authorities to trust and the certificate to show, for `https://` addresses.
+    pub tls: TlsOptions,
     /// Batch bytes received and not yet handed to the consumer, under way included. Grows to one batch if that is
     /// larger.
     pub prefetch_bytes: usize,
@@ -16,9 +23,52 @@ pub struct ClientOptions {
     pub max_batch_bytes: usize,
 }
 
+/// A bearer token; never shown.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Token(String);
+
+impl Token {
+    /// The token as the tenant got it.
+    pub fn new(token: impl Into<String>) -> Self {
+        Self(token.into())
+    }
+
+    pub(crate) fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Token {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str("Token(..)")
+    }
+}
+
+/// How an encrypted connection is trusted.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct TlsOptions {
+    /// PEM text of the authorities of servers; `None` trusts no server.
+    pub authorities: Option<String>,
+    /// PEM texts of our own certificate chain and key, for a loader that asks for one.
+    pub identity: Option<(String, String)>,
+}
+
+impl fmt::Debug for TlsOptions {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { authorities, identity } = self;
+        out.debug_struct("TlsOptions")
+            .field("authorities", &authorities.is_some())
+            .field("identity", &identity.is_some())
+            .finish()
+    }
+}
+
 impl Default for ClientOptions {
     fn default() -> Self {
         Self {
+            dataset: String::new(),
+            token: None,
+            tls: TlsOptions::default(),
             prefetch_bytes: 256 << 20,
             connect_timeout: Duration::from_secs(5),
             give_up_after: Duration::from_secs(120),

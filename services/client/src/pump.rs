@@ -52,7 +52,10 @@ pub(crate) struct Subscription {
 }
 
 pub(crate) struct Pump {
-    pub(crate) server: Server,
+    /// Replicas over the same data; at least one.
+    pub(crate) servers: Vec<Server>,
+    /// Which of them the stream is at.
+    pub(crate) current: usize,
     pub(crate) subscription: Subscription,
     pub(crate) options: ClientOptions,
     /// Position of the next batch to be queued: what a new stream starts with.
@@ -73,12 +76,12 @@ impl Pump {
 
     async fn keep_streaming(&mut self) -> ClientError {
         let mut last_progress = Instant::now();
-        let mut pause = FIRST_PAUSE;
+        let (mut pause, mut failures) = (FIRST_PAUSE, 0);
         loop {
             let before = self.next;
             let Err(error) = self.stream_once().await;
             if self.next != before {
-                (last_progress, pause) = (Instant::now(), FIRST_PAUSE);
+                (last_progress, pause, failures) = (Instant::now(), FIRST_PAUSE, 0);
             }
             if !error.is_retryable() {
                 return error;
@@ -87,27 +90,37 @@ impl Pump {
             if after >= self.options.give_up_after {
                 return ClientError::GaveUp { position: self.next, after, source: Box::new(error) };
             }
-            tracing::warn!(url = self.server.url(), next = ?self.next, %error, ?pause, "stream lost, trying again");
-            tokio::time::sleep(pause).await;
-            pause = (2 * pause).min(LONGEST_PAUSE);
+            let lost = self.server().url().to_owned();
+            self.current = (self.current + 1) % self.servers.len();
+            tracing::warn!(url = lost, to = self.server().url(), next = ?self.next, %error, "stream lost, trying on");
+            failures += 1;
+            // The other replicas are asked at once; a pause comes when all have failed.
+            if failures % self.servers.len() == 0 {
+                tokio::time::sleep(pause).await;
+                pause = (2 * pause).min(LONGEST_PAUSE);
+            }
         }
+    }
+
+    fn server(&self) -> &Server {
+        &self.servers[self.current]
     }
 
     /// Opens one stream at the next position and receives until it breaks.
     async fn stream_once(&mut self) -> Result<std::convert::Infallible, ClientError> {
-        let mut client = self.server.connect().await?;
+        let mut client = self.server().connect().await?;
         let (requests, outbound) = mpsc::channel(QUEUED_REQUESTS);
         self.counters.num_streams.fetch_add(1, Ordering::Relaxed);
         let open = Request::Open(self.open_request());
         self.send(&requests, open).await?;
         let answer = client.stream_batches(ReceiverStream::new(outbound)).await;
-        let mut parts = answer.map_err(|status| self.server.service_error(status))?.into_inner();
+        let mut parts = answer.map_err(|status| self.server().service_error(status))?.into_inner();
         let mut assembler = Assembler::new(self.options.max_batch_bytes);
         loop {
             tokio::select! {
                 part = parts.message() => {
-                    let part = part.map_err(|status| self.server.service_error(status))?;
-                    let part = part.ok_or_else(|| self.server.ended())?;
+                    let part = part.map_err(|status| self.server().service_error(status))?;
+                    let part = part.ok_or_else(|| self.server().ended())?;
                     self.take_part(part, &mut assembler, &requests).await?;
                 }
                 Some(event) = self.events.recv() => self.take_event(event, &requests).await?,
@@ -124,12 +137,13 @@ impl Pump {
             cursor: Some(encode_cursor(&Cursor { epoch, step, ..origin.clone() })),
             micro,
             credit_bytes: self.ledger.reopen() as u64,
+            dataset: self.options.dataset.clone(),
         }
     }
 
     async fn send(&self, requests: &mpsc::Sender<StreamBatchesRequest>, request: Request) -> Result<(), ClientError> {
         let message = StreamBatchesRequest { request: Some(request) };
-        requests.send(message).await.map_err(|_| self.server.ended())
+        requests.send(message).await.map_err(|_| self.server().ended())
     }
 
     async fn grant(&self, requests: &mpsc::Sender<StreamBatchesRequest>, bytes: usize) -> Result<(), ClientError> {
@@ -147,9 +161,9 @@ impl Pump {
     ) -> Result<(), ClientError> {
         if let Some(Part::Chunk(chunk)) = &part.part {
             let received = self.ledger.receive(chunk.data.len());
-            received.map_err(|overdraft| self.server.wire_error(overdraft.into()))?;
+            received.map_err(|overdraft| self.server().wire_error(overdraft.into()))?;
         }
-        let complete = assembler.push(part).map_err(|fault| self.server.wire_error(fault))?;
+        let complete = assembler.push(part).map_err(|fault| self.server().wire_error(fault))?;
         let growth = self.ledger.announce(assembler.open_bytes());
         self.grant(requests, growth).await?;
         if let Some(batch) = complete {
@@ -162,7 +176,7 @@ impl Pump {
     fn queue(&mut self, batch: Batch) -> Result<(), ClientError> {
         let (expected, found) = (self.next, batch.position);
         if found != expected {
-            return Err(ClientError::Order { url: self.server.url().to_owned(), expected, found });
+            return Err(ClientError::Order { url: self.server().url().to_owned(), expected, found });
         }
         self.ledger.complete();
         self.next = next_position(found, batch.num_micro, self.subscription.steps_per_epoch);

@@ -2,8 +2,11 @@
 
 use std::time::Duration;
 
-use tonic::Status;
-use tonic::transport::{Channel, Endpoint};
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::service::Interceptor;
+use tonic::service::interceptor::InterceptedService;
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
+use tonic::{Request, Status};
 use vela_proto::v1::loader_client::LoaderClient;
 use vela_proto::v1::{DescribeDatasetRequest, Partition};
 use vela_proto::{
@@ -11,7 +14,7 @@ use vela_proto::{
 };
 use vela_types::{BatchSpec, DatasetInfo, Fingerprint};
 
-use crate::{ClientError, ClientOptions};
+use crate::{ClientError, ClientOptions, TlsOptions, Token};
 
 /// Room for a fast link with some delay; memory stays bounded by the byte credit, which is less or more.
 const STREAM_WINDOW_BYTES: u32 = 16 << 20;
@@ -19,21 +22,68 @@ const STREAM_WINDOW_BYTES: u32 = 16 << 20;
 /// A server that answers no ping for this long after one is lost.
 const KEEPALIVE: Duration = Duration::from_secs(10);
 
+/// What a server says of the data under a spec.
+#[derive(Debug)]
+pub(crate) struct Description {
+    pub(crate) info: DatasetInfo,
+    /// The spec's fingerprint.
+    pub(crate) spec: Fingerprint,
+    pub(crate) steps_per_epoch: u64,
+}
+
+/// A loader's calls, each with our token.
+pub(crate) type Client = LoaderClient<InterceptedService<Channel, Bearer>>;
+
+/// Shows the token with every call, if there is one.
+#[derive(Clone, Debug)]
+pub(crate) struct Bearer {
+    header: Option<MetadataValue<Ascii>>,
+}
+
+impl Bearer {
+    fn new(token: Option<&Token>) -> Result<Self, ClientError> {
+        let header = token.map(|token| format!("Bearer {}", token.as_str()).parse::<MetadataValue<Ascii>>());
+        let mut header = header.transpose().map_err(|_| ClientError::Token)?;
+        if let Some(header) = &mut header {
+            header.set_sensitive(true);
+        }
+        Ok(Self { header })
+    }
+}
+
+impl Interceptor for Bearer {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        if let Some(header) = &self.header {
+            request.metadata_mut().insert("authorization", header.clone());
+        }
+        Ok(request)
+    }
+}
+
 /// One loader's address, ready to connect to.
 #[derive(Clone, Debug)]
 pub(crate) struct Server {
     url: String,
     endpoint: Endpoint,
+    bearer: Bearer,
     timeout: Duration,
 }
 
 impl Server {
-    /// Takes `http://host:port`, or `host:port` for short.
-    pub(crate) fn new(url: &str, options: &ClientOptions) -> Result<Self, ClientError> {
+    /// The servers of a list with commas between: `http://host:port`, `https://host:port`, or `host:port` for the first.
+    /// A name with several addresses is tried at each.
+    pub(crate) fn list(urls: &str, options: &ClientOptions) -> Result<Vec<Self>, ClientError> {
+        urls.split(',').map(|url| Self::new(url.trim(), options)).collect()
+    }
+
+    fn new(url: &str, options: &ClientOptions) -> Result<Self, ClientError> {
         let full = if url.contains("://") { url.to_owned() } else { format!("http://{url}") };
         let address = |source| ClientError::Address { url: url.to_owned(), source };
-        let endpoint = Endpoint::from_shared(full.clone())
-            .map_err(address)?
+        let mut endpoint = Endpoint::from_shared(full.clone()).map_err(address)?;
+        if full.starts_with("https://") {
+            endpoint = endpoint.tls_config(tls_config(&options.tls)).map_err(address)?;
+        }
+        let endpoint = endpoint
             .connect_timeout(options.connect_timeout)
             // The large frames are what makes one connection fast on a short link.
             .max_frame_size(MAX_FRAME_BYTES)
@@ -42,31 +92,39 @@ impl Server {
             .http2_keep_alive_interval(KEEPALIVE)
             .keep_alive_timeout(KEEPALIVE)
             .keep_alive_while_idle(true);
-        Ok(Self { url: full, endpoint, timeout: options.connect_timeout })
+        let bearer = Bearer::new(options.token.as_ref())?;
+        Ok(Self { url: full, endpoint, bearer, timeout: options.connect_timeout })
     }
 
-    pub(crate) async fn connect(&self) -> Result<LoaderClient<Channel>, ClientError> {
+    pub(crate) async fn connect(&self) -> Result<Client, ClientError> {
         let unreachable = |source| ClientError::Unreachable { url: self.url.clone(), timeout: self.timeout, source };
         let connected = tokio::time::timeout(self.timeout, self.endpoint.connect()).await;
         let channel = connected.map_err(|late| unreachable(late.into()))?.map_err(|error| unreachable(error.into()))?;
-        Ok(LoaderClient::new(channel).max_decoding_message_size(MAX_RESPONSE_BYTES))
+        let client = LoaderClient::with_interceptor(channel, self.bearer.clone());
+        Ok(client.max_decoding_message_size(MAX_RESPONSE_BYTES))
     }
 
-    /// What the server has, and the fingerprint of `spec` there; refused if `spec` does not fit or cannot be shared.
+    /// What the server has under the name `dataset`, and what `spec` makes of it; refused if `spec` does not fit or cannot be shared.
     pub(crate) async fn describe(
         &self,
+        dataset: &str,
         spec: &BatchSpec,
         partition: Partition,
-    ) -> Result<(DatasetInfo, Fingerprint), ClientError> {
+    ) -> Result<Description, ClientError> {
         let mut client = self.connect().await?;
-        let request = DescribeDatasetRequest { spec: Some(encode_spec(spec)), partition: Some(partition) };
+        let (spec, partition) = (Some(encode_spec(spec)), Some(partition));
+        let request = DescribeDatasetRequest { spec, partition, dataset: dataset.to_owned() };
         let answer = tokio::time::timeout(self.timeout, client.describe_dataset(request)).await;
         let unreachable =
             |late| ClientError::Unreachable { url: self.url.clone(), timeout: self.timeout, source: Box::new(late) };
         let answer = answer.map_err(unreachable)?.map_err(|status| self.service_error(status))?.into_inner();
         let info = decode_info(answer.info).map_err(|fault| self.wire_error(fault))?;
         let spec = decode_fingerprint(&answer.spec_fingerprint, "spec_fingerprint");
-        Ok((info, spec.map_err(|fault| self.wire_error(fault))?))
+        let spec = spec.map_err(|fault| self.wire_error(fault))?;
+        match answer.steps_per_epoch {
+            0 => Err(self.wire_error(WireError::Missing { field: "steps_per_epoch" })),
+            steps_per_epoch => Ok(Description { info, spec, steps_per_epoch }),
+        }
     }
 
     pub(crate) fn url(&self) -> &str {
@@ -85,4 +143,15 @@ impl Server {
     pub(crate) fn ended(&self) -> ClientError {
         self.service_error(Status::unavailable("the stream ended"))
     }
+}
+
+fn tls_config(options: &TlsOptions) -> ClientTlsConfig {
+    let mut config = ClientTlsConfig::new();
+    if let Some(authorities) = &options.authorities {
+        config = config.ca_certificate(Certificate::from_pem(authorities));
+    }
+    if let Some((certificate, key)) = &options.identity {
+        config = config.identity(Identity::from_pem(certificate, key));
+    }
+    config
 }

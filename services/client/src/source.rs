@@ -14,17 +14,19 @@ use vela_types::{Batch, BatchSource, BatchSpec, Cursor, DatasetInfo, Position, S
 
 use crate::ledger::Ledger;
 use crate::pump::{Counters, Event, Pump, Subscription};
-use crate::server::Server;
+use crate::server::{Description, Server};
 use crate::{ClientError, ClientOptions};
 
 /// Streams one rank's micro-batches from a loader, from the start of the data until told to [`BatchSource::seek`].
 ///
 /// A thread of its own receives ahead of the consumer, never more than `prefetch_bytes` (or one batch, if that is
-/// larger). A lost server is tried again, with growing pauses, until `give_up_after` has passed without a batch. After
+/// larger). A lost server is followed by the next replica, or tried again with growing pauses, until `give_up_after` has passed without a batch. After
 /// an error the next call tries the same position again. Dropping the source ends the stream and waits for the thread.
 #[derive(Debug)]
 pub struct RemoteSource {
-    server: Server,
+    servers: Vec<Server>,
+    /// The one that answered first.
+    first: usize,
     info: DatasetInfo,
     subscription: Subscription,
     options: ClientOptions,
@@ -54,9 +56,10 @@ pub struct ClientStats {
 }
 
 impl RemoteSource {
-    /// Connects to the loader at `url` (`http://host:port`) with at most `prefetch_bytes` of batches under way.
+    /// Connects to the loader at `url` (`http://host:port`, or several replicas with commas between) with at most
+    /// `prefetch_bytes` of batches under way.
     ///
-    /// Fails at once if nothing answers there, or if the data cannot be had under `spec` by `rank` of `world`.
+    /// Fails at once if none answers there, or if the data cannot be had under `spec` by `rank` of `world`.
     pub fn connect(
         url: &str,
         spec: BatchSpec,
@@ -75,13 +78,14 @@ impl RemoteSource {
         world: u32,
         options: ClientOptions,
     ) -> Result<Self, ClientError> {
-        let server = Server::new(url, &options)?;
+        let servers = Server::list(url, &options)?;
         let partition = Partition { rank, world };
-        let (info, spec_name) = run_apart(server.describe(&spec, partition))??;
-        let steps_per_epoch = info.steps_per_epoch(&spec);
+        let (first, described) = run_apart(describe_at_any(&servers, &options.dataset, &spec, partition))??;
+        let Description { info, spec: spec_name, steps_per_epoch } = described;
         let origin = Cursor::start(info.fingerprint, spec_name);
         Ok(Self {
-            server,
+            servers,
+            first,
             info,
             subscription: Subscription { spec, partition, origin, steps_per_epoch },
             options,
@@ -160,7 +164,8 @@ impl RemoteSource {
         let (events, consumer_events) = mpsc::unbounded_channel();
         let (closer, closed) = oneshot::channel::<()>();
         let pump = Pump {
-            server: self.server.clone(),
+            servers: self.servers.clone(),
+            current: self.first,
             subscription: self.subscription.clone(),
             options: self.options.clone(),
             next: self.next,
@@ -194,6 +199,10 @@ impl BatchSource for RemoteSource {
 
     fn start_cursor(&self) -> Cursor {
         self.subscription.origin.clone()
+    }
+
+    fn steps_per_epoch(&self) -> u64 {
+        self.subscription.steps_per_epoch
     }
 
     fn next_batch(&mut self) -> Result<Batch, SourceError> {
@@ -231,6 +240,25 @@ impl Drop for Stream {
             let _ = thread.join();
         }
     }
+}
+
+/// The description of the first server that answers, and which one that is. Another replica cannot cure what is not
+/// worth another try.
+async fn describe_at_any(
+    servers: &[Server],
+    dataset: &str,
+    spec: &BatchSpec,
+    partition: Partition,
+) -> Result<(usize, Description), ClientError> {
+    let mut answer = None;
+    for (number, server) in servers.iter().enumerate() {
+        match server.describe(dataset, spec, partition).await {
+            Ok(description) => return Ok((number, description)),
+            Err(error) if error.is_retryable() => answer = Some(error),
+            Err(error) => return Err(error),
+        }
+    }
+    Err(answer.expect("a list of servers is never empty"))
 }
 
 /// Runs `future` to its end on a thread with an event loop of its own.

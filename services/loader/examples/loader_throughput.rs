@@ -61,6 +61,8 @@ fn measure(args: &Args) -> Result<Value, Box<dyn Error + Send + Sync>> {
         shuffle: true,
         image_tokens: 1,
         max_length: 1 << 20,
+        shuffle_window: 0,
+        packing: None,
     };
     let prefetch_bytes = args.prefetch.0 as usize;
     let dataset = Arc::new(Dataset::open(&url)?);

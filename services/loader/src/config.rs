@@ -1,12 +1,13 @@
 //! Flags of `loader serve`, and what they become once checked.
 
 use std::net::{SocketAddr, ToSocketAddrs};
+use std::path::PathBuf;
 use std::time::Duration;
 
-use vela_dataset::DEFAULT_MAX_BATCH_BYTES;
+use vela_dataset::{BlendPart, DEFAULT_MAX_BATCH_BYTES, DamagePolicy, Weight};
 use vela_runtime::{ByteSize, Period, clap};
 
-use crate::LoaderError;
+use crate::{DEFAULT_DATASET, DatasetConfig, LoaderError, TlsFiles};
 
 const DEFAULT_MAX_CONSUMERS: u32 = 64;
 const DEFAULT_DRAIN: Duration = Duration::from_secs(10);
@@ -14,15 +15,37 @@ const DEFAULT_DRAIN: Duration = Duration::from_secs(10);
 /// The flags as typed.
 #[derive(Clone, Debug, clap::Args)]
 pub struct ServeArgs {
-    /// Shard set to serve: a folder or url (`file://`, `s3://`, `gs://`, `az://`) with a manifest.
-    #[arg(long, value_name = "URL")]
-    pub shards: String,
+    /// Data set to serve, `[NAME=]URL[*WEIGHT][,URL...]`: a folder or url (`file://`, `s3://`, `gs://`, `az://`) with a manifest, or
+    /// several to blend, each as many times an epoch as its weight says. May be given once for each name.
+    #[arg(long, value_name = "SHARDS", required = true)]
+    pub shards: Vec<DatasetConfig>,
+    /// What to do with a damaged record: `fail` its batch, `mask` its slot, or mask up to a number of records and then fail.
+    #[arg(long, value_name = "POLICY", default_value = "fail", value_parser = damage_policy)]
+    pub damage: DamagePolicy,
     /// Address to listen on, `IP:PORT` or `NAME:PORT`; port 0 takes a free one, which is logged.
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:50051", value_parser = resolve)]
     pub listen: SocketAddr,
-    /// Listen on an address that other machines reach, without encryption or authentication.
+    /// Listen on an address that other machines reach, without encryption.
     #[arg(long)]
     pub allow_remote_plaintext: bool,
+    /// Encrypt (TLS 1.3) with this certificate chain, a PEM file; a newer file is taken without a restart.
+    #[arg(long, value_name = "FILE")]
+    pub tls_cert: Option<PathBuf>,
+    /// The certificate's private key, a PEM file.
+    #[arg(long, value_name = "FILE")]
+    pub tls_key: Option<PathBuf>,
+    /// Let in only clients with a certificate of these authorities, a PEM file.
+    #[arg(long, value_name = "FILE")]
+    pub client_ca: Option<PathBuf>,
+    /// Who may read what, a TOML file: tokens or certificates, data sets and limits of each tenant. Without it, everybody may.
+    #[arg(long, value_name = "FILE")]
+    pub tenants: Option<PathBuf>,
+    /// Show metrics for Prometheus at `http://ADDR/metrics`.
+    #[arg(long, value_name = "ADDR", value_parser = resolve)]
+    pub metrics_listen: Option<SocketAddr>,
+    /// Answer reflection: tools such as grpcurl then need no proto files.
+    #[arg(long)]
+    pub reflection: bool,
     /// How long to wait for calls under way when told to stop.
     #[arg(long, value_name = "PERIOD", default_value_t = Period(DEFAULT_DRAIN))]
     pub drain_timeout: Period,
@@ -42,15 +65,51 @@ fn resolve(text: &str) -> Result<SocketAddr, String> {
     preferred.copied().ok_or_else(|| refused(&"the name has no address"))
 }
 
+/// `fail`, `mask`, or the number of records that may be masked.
+fn damage_policy(text: &str) -> Result<DamagePolicy, String> {
+    match text {
+        "fail" => Ok(DamagePolicy::Fail),
+        "mask" => Ok(DamagePolicy::Mask),
+        text => text
+            .parse()
+            .map(DamagePolicy::Budget)
+            .map_err(|_| "expected `fail`, `mask` or a number of records".to_owned()),
+    }
+}
+
+fn tls_files(
+    certificate: Option<PathBuf>,
+    key: Option<PathBuf>,
+    client_authority: Option<PathBuf>,
+) -> Result<Option<TlsFiles>, LoaderError> {
+    match (certificate, key, client_authority) {
+        (Some(certificate), Some(key), client_authority) => Ok(Some(TlsFiles { certificate, key, client_authority })),
+        (Some(_), None, _) => Err(LoaderError::Alone { flag: "--tls-cert", other: "--tls-key" }),
+        (None, Some(_), _) => Err(LoaderError::Alone { flag: "--tls-key", other: "--tls-cert" }),
+        (None, None, Some(_)) => Err(LoaderError::Alone { flag: "--client-ca", other: "--tls-cert" }),
+        (None, None, None) => Ok(None),
+    }
+}
+
 /// What a server needs to know; checked again by [`crate::serve`].
 #[derive(Clone, Debug)]
 pub struct ServeConfig {
-    /// Shard set: a folder or url (file://, s3://, gs://, az://) with a manifest.
-    pub shards: String,
+    /// What to serve, at least one.
+    pub datasets: Vec<DatasetConfig>,
+    /// What to do with a damaged record.
+    pub damage: DamagePolicy,
     /// Where to listen; port 0 takes a free one.
     pub listen: SocketAddr,
-    /// Allows a `listen` that is not loopback.
+    /// Allows a `listen` that is not loopback without `tls`.
     pub allow_remote_plaintext: bool,
+    /// Certificates to encrypt with.
+    pub tls: Option<TlsFiles>,
+    /// The file of tenants; `None`: everybody may read everything.
+    pub tenants: Option<PathBuf>,
+    /// Where to show metrics; of use once per process.
+    pub metrics_listen: Option<SocketAddr>,
+    /// Whether to answer reflection.
+    pub reflection: bool,
     /// Longest wait for calls under way when told to stop.
     pub drain_timeout: Duration,
     /// Streams and single batches served at once; at least 1.
@@ -60,12 +119,18 @@ pub struct ServeConfig {
 }
 
 impl ServeConfig {
-    /// The defaults, for a loopback address.
+    /// The defaults, for the one shard set at the path or url `shards` and a loopback address.
     pub fn new(shards: impl Into<String>, listen: SocketAddr) -> Self {
+        let parts = vec![BlendPart { shards: shards.into(), weight: Weight::ONE }];
         Self {
-            shards: shards.into(),
+            datasets: vec![DatasetConfig { name: DEFAULT_DATASET.to_owned(), parts }],
+            damage: DamagePolicy::Fail,
             listen,
             allow_remote_plaintext: false,
+            tls: None,
+            tenants: None,
+            metrics_listen: None,
+            reflection: false,
             drain_timeout: DEFAULT_DRAIN,
             max_consumers: DEFAULT_MAX_CONSUMERS,
             max_batch_bytes: DEFAULT_MAX_BATCH_BYTES,
@@ -73,7 +138,7 @@ impl ServeConfig {
     }
 
     pub(crate) fn check(&self) -> Result<(), LoaderError> {
-        if !self.listen.ip().is_loopback() && !self.allow_remote_plaintext {
+        if !self.listen.ip().is_loopback() && !self.allow_remote_plaintext && self.tls.is_none() {
             return Err(LoaderError::RemotePlaintext { listen: self.listen });
         }
         match (self.max_consumers, self.max_batch_bytes) {
@@ -89,9 +154,14 @@ impl TryFrom<ServeArgs> for ServeConfig {
 
     fn try_from(args: ServeArgs) -> Result<Self, LoaderError> {
         let config = Self {
-            shards: args.shards,
+            datasets: args.shards,
+            damage: args.damage,
             listen: args.listen,
             allow_remote_plaintext: args.allow_remote_plaintext,
+            tls: tls_files(args.tls_cert, args.tls_key, args.client_ca)?,
+            tenants: args.tenants,
+            metrics_listen: args.metrics_listen,
+            reflection: args.reflection,
             drain_timeout: args.drain_timeout.0,
             max_consumers: args.max_consumers,
             max_batch_bytes: args.max_batch_bytes.0,

@@ -2,10 +2,12 @@
 
 use std::error::Error;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
-use vela_dataset::DatasetError;
+use vela_dataset::{BlendPart, DatasetError};
 use vela_proto::{ErrorKind, ServiceError};
+use vela_runtime::ConfigError;
 
 /// A failure of the service as a whole.
 #[derive(Debug, thiserror::Error)]
@@ -13,7 +15,7 @@ use vela_proto::{ErrorKind, ServiceError};
 pub enum LoaderError {
     /// Plaintext on an address that other machines reach, without the flag that allows it.
     #[error(
-        "`--listen {listen}` is open to other machines without encryption or authentication; listen on a loopback address or pass `--allow-remote-plaintext`"
+        "`--listen {listen}` is open to other machines without encryption; pass `--tls-cert` and `--tls-key`, listen on a loopback address, or pass `--allow-remote-plaintext`"
     )]
     RemotePlaintext {
         /// The address.
@@ -26,6 +28,53 @@ pub enum LoaderError {
         flag: &'static str,
         /// What follows its numbers.
         unit: &'static str,
+    },
+    /// A certificate or key that cannot be used.
+    #[error("`{flag} {}` cannot be used", path.display())]
+    Tls {
+        /// The flag.
+        flag: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: Box<dyn Error + Send + Sync>,
+    },
+    /// One of two flags that go together.
+    #[error("`{flag}` needs `{other}`")]
+    Alone {
+        /// The flag that was given.
+        flag: &'static str,
+        /// The one that was not.
+        other: &'static str,
+    },
+    /// The file of tenants is no such file.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// A tenant that cannot be told from others.
+    #[error("`--tenants {}`: tenant `{tenant}`: expected {expected}, found {found}", path.display())]
+    Tenant {
+        /// The file.
+        path: PathBuf,
+        /// The tenant.
+        tenant: String,
+        /// What it must have.
+        expected: String,
+        /// What it has.
+        found: String,
+    },
+    /// The page of metrics cannot be shown.
+    #[error("cannot show metrics on {listen}")]
+    Metrics {
+        /// The address of `--metrics-listen`.
+        listen: SocketAddr,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+    /// Two data sets under one name.
+    #[error("`--shards`: two data sets are called `{name}`; give each its name as `NAME=URL`")]
+    SameName {
+        /// The name.
+        name: String,
     },
     /// What was named as the shard set is none.
     #[error("`--shards {shards}`: expected a folder or `file://` url of a finished shard set")]
@@ -95,12 +144,21 @@ impl LoaderError {
     pub fn is_usage(&self) -> bool {
         matches!(
             self,
-            Self::RemotePlaintext { .. } | Self::ZeroLimit { .. } | Self::NoShards { .. } | Self::Address { .. }
+            Self::RemotePlaintext { .. }
+                | Self::ZeroLimit { .. }
+                | Self::Tls { .. }
+                | Self::Alone { .. }
+                | Self::Config(_)
+                | Self::Tenant { .. }
+                | Self::SameName { .. }
+                | Self::NoShards { .. }
+                | Self::Address { .. }
         )
     }
 
-    /// Why the set at `shards` did not open: not there at all, or there and not readable.
-    pub(crate) fn unopened(shards: String, source: DatasetError) -> Self {
+    /// Why the set of these parts did not open: not there at all, or there and not readable.
+    pub(crate) fn unopened(parts: &[BlendPart], source: DatasetError) -> Self {
+        let shards = parts.iter().map(|part| part.shards.as_str()).collect::<Vec<_>>().join(",");
         match source.is_wrong_place() {
             true => Self::NoShards { shards, source },
             false => Self::Dataset { shards, source },
@@ -119,9 +177,11 @@ fn bind_hint(source: &std::io::Error) -> &'static str {
 pub(crate) fn to_service_error(error: &DatasetError) -> ServiceError {
     let kind = match error {
         DatasetError::Cursor(_) => ErrorKind::Mismatch,
-        DatasetError::Position { .. } => ErrorKind::OutOfRange,
+        DatasetError::Position { .. } | DatasetError::NoSuchRecord { .. } => ErrorKind::OutOfRange,
+        DatasetError::BudgetSpent { .. } => ErrorKind::Damaged,
         DatasetError::Spec { .. }
-        | DatasetError::UnevenShare { .. }
+        | DatasetError::Pack(_)
+        | DatasetError::Unpackable { .. }
         | DatasetError::Rank { .. }
         | DatasetError::TooLarge { .. }
         | DatasetError::TooLong { .. } => ErrorKind::InvalidRequest,

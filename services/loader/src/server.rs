@@ -1,26 +1,34 @@
 //! From a config to a listening server, and its orderly stop.
 
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use tokio::net::TcpListener;
+use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Server;
-use tonic::transport::server::TcpIncoming;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
-use vela_dataset::Dataset;
 use vela_proto::v1::loader_server::LoaderServer;
-use vela_proto::{MAX_FRAME_BYTES, MAX_REQUEST_BYTES};
-use vela_runtime::Shutdown;
+use vela_proto::{DESCRIPTORS, MAX_FRAME_BYTES, MAX_REQUEST_BYTES};
+use vela_runtime::{Shutdown, serve_metrics};
 
+use crate::catalog::Catalog;
+use crate::connection::{Certificates, Connection, accept};
 use crate::service::{LoaderService, Shared};
+use crate::tenants::Tenants;
 use crate::{LoaderError, ServeConfig};
 
 /// Requests are small, so a consumer needs little room to send in.
 const REQUEST_WINDOW_BYTES: u32 = 256 << 10;
+
+/// Calls on one connection at once.
+const MAX_STREAMS: u32 = 256;
 
 /// A peer that answers no ping for this long after one is gone, and its session with it.
 const KEEPALIVE: Duration = Duration::from_secs(20);
@@ -59,63 +67,91 @@ impl RunningLoader {
     }
 }
 
-/// Opens the shard set, listens, and serves until `shutdown` is requested. Returns once connections are accepted.
+/// Opens the data sets, listens, and serves until `shutdown` is requested. Returns once connections are accepted.
 ///
 /// A stop first turns the health status, then ends every stream with a status that makes consumers go elsewhere, then
 /// waits for what is left, at most `drain_timeout`.
 pub async fn serve(config: ServeConfig, shutdown: Shutdown) -> Result<RunningLoader, LoaderError> {
     config.check()?;
-    let dataset = open_dataset(&config).await?;
+    let tenants = match &config.tenants {
+        None => Tenants::everybody(),
+        Some(path) => Tenants::load(path)?,
+    };
+    let certificates = config.tls.clone().map(Certificates::load).transpose()?.map(Arc::new);
+    if config.tenants.is_none() && !config.listen.ip().is_loopback() {
+        tracing::warn!("anybody who reaches the address may read the data: no `--tenants`");
+    }
+    if let Some(listen) = config.metrics_listen {
+        let shown = serve_metrics(listen, shutdown.clone()).await;
+        let address = shown.map_err(|source| LoaderError::Metrics { listen, source })?;
+        tracing::info!(%address, "metrics");
+    }
+    let catalog = open_catalog(&config).await?;
     let bind = |source| LoaderError::Bind { listen: config.listen, source };
     let listener = TcpListener::bind(config.listen).await.map_err(bind)?;
     let addr = listener.local_addr().map_err(bind)?;
-    let info = dataset.info();
-    tracing::info!(address = %addr, shards = config.shards, samples = info.num_samples, fingerprint = %info.fingerprint.short(), "serving");
-    let shared = Arc::new(Shared::new(Arc::new(dataset), config.max_consumers));
-    let task = tokio::spawn(run(listener, addr, shared, shutdown, config.drain_timeout));
+    tracing::info!(address = %addr, tls = certificates.is_some(), "serving");
+    let shared = Arc::new(Shared::new(catalog, config.max_consumers));
+    let connections = accept(listener, certificates, shutdown.clone());
+    let server = Running { addr, shared, tenants: Arc::new(tenants), shutdown, reflection: config.reflection };
+    let task = tokio::spawn(server.run(connections, config.drain_timeout));
     Ok(RunningLoader { addr, task })
 }
 
-async fn open_dataset(config: &ServeConfig) -> Result<Dataset, LoaderError> {
-    let (shards, max_batch_bytes) = (config.shards.clone(), config.max_batch_bytes);
-    let open = move || match Dataset::open(&shards) {
-        Ok(dataset) => Ok(dataset.with_max_batch_bytes(max_batch_bytes)),
-        Err(source) => Err(LoaderError::unopened(shards, source)),
-    };
-    tokio::task::spawn_blocking(open).await?
+async fn open_catalog(config: &ServeConfig) -> Result<Catalog, LoaderError> {
+    let ServeConfig { datasets, max_batch_bytes, damage, .. } = config.clone();
+    tokio::task::spawn_blocking(move || Catalog::open(datasets, max_batch_bytes, damage)).await?
 }
 
-async fn run(
-    listener: TcpListener,
+/// A server about to take calls.
+struct Running {
     addr: SocketAddr,
     shared: Arc<Shared>,
+    tenants: Arc<Tenants>,
     shutdown: Shutdown,
-    drain_timeout: Duration,
-) -> Result<LoaderReport, LoaderError> {
-    let started = Instant::now();
-    let (health, health_service) = tonic_health::server::health_reporter();
-    health.set_serving::<LoaderServer<LoaderService>>().await;
-    let service = LoaderServer::new(LoaderService::new(Arc::clone(&shared)));
-    let served = Server::builder()
-        .max_frame_size(MAX_FRAME_BYTES)
-        .initial_stream_window_size(REQUEST_WINDOW_BYTES)
-        .initial_connection_window_size(4 * REQUEST_WINDOW_BYTES)
-        .http2_keepalive_interval(Some(KEEPALIVE))
-        .http2_keepalive_timeout(Some(KEEPALIVE))
-        .add_service(health_service)
-        .add_service(service.max_decoding_message_size(MAX_REQUEST_BYTES))
-        .serve_with_incoming_shutdown(
-            TcpIncoming::from(listener).with_nodelay(Some(true)),
-            begin_stop(shutdown.clone(), health, shared.stop.clone()),
-        );
-    let drained = tokio::select! {
-        served = served => served.map(|()| true).map_err(|source| LoaderError::Transport { listen: addr, source })?,
-        () = async { shutdown.wait().await; tokio::time::sleep(drain_timeout).await } => false,
-    };
-    if !drained {
-        tracing::warn!(?drain_timeout, "calls still under way were cut off");
+    reflection: bool,
+}
+
+impl Running {
+    async fn run(
+        self,
+        connections: mpsc::Receiver<io::Result<Connection>>,
+        drain_timeout: Duration,
+    ) -> Result<LoaderReport, LoaderError> {
+        let Self { addr, shared, tenants, shutdown, reflection } = self;
+        let started = Instant::now();
+        let (health, health_service) = tonic_health::server::health_reporter();
+        health.set_serving::<LoaderServer<LoaderService>>().await;
+        let service = LoaderServer::new(LoaderService::new(Arc::clone(&shared)));
+        let service = service.max_decoding_message_size(MAX_REQUEST_BYTES);
+        let reflected = reflection.then(|| {
+            let described =
+                tonic_reflection::server::Builder::configure().register_encoded_file_descriptor_set(DESCRIPTORS);
+            described.build_v1().expect("the descriptors were compiled with this crate")
+        });
+        let served = Server::builder()
+            .max_frame_size(MAX_FRAME_BYTES)
+            .max_concurrent_streams(MAX_STREAMS)
+            .initial_stream_window_size(REQUEST_WINDOW_BYTES)
+            .initial_connection_window_size(4 * REQUEST_WINDOW_BYTES)
+            .http2_keepalive_interval(Some(KEEPALIVE))
+            .http2_keepalive_timeout(Some(KEEPALIVE))
+            .add_service(health_service)
+            .add_optional_service(reflected)
+            .add_service(InterceptedService::new(service, move |call| tenants.admit_call(call)))
+            .serve_with_incoming_shutdown(
+                ReceiverStream::new(connections),
+                begin_stop(shutdown.clone(), health, shared.stop.clone()),
+            );
+        let drained = tokio::select! {
+            served = served => served.map(|()| true).map_err(|source| LoaderError::Transport { listen: addr, source })?,
+            () = async { shutdown.wait().await; tokio::time::sleep(drain_timeout).await } => false,
+        };
+        if !drained {
+            tracing::warn!(?drain_timeout, "calls still under way were cut off");
+        }
+        Ok(shared.report(addr, started.elapsed().as_secs_f64(), drained))
     }
-    Ok(shared.report(addr, started.elapsed().as_secs_f64(), drained))
 }
 
 /// Health first, so that nobody new is sent here; then the streams.

@@ -2,19 +2,20 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 use vela_dataset::{Partition, StepPlan};
-use vela_proto::v1::{self, batch_part::Part, stream_batches_request::Request};
-use vela_proto::{ErrorKind, ServiceError, WireError, decode_cursor, decode_spec};
-use vela_types::{Batch, BatchSpec, Position};
+use vela_proto::v1::{self, stream_batches_request::Request};
+use vela_proto::{ErrorKind, ServiceError, WireError, decode_cursor};
+use vela_types::{Batch, Position};
 
 use crate::error::to_service_error;
-use crate::service::{Shared, batch_parts, take_partition};
+use crate::service::{Admission, BatchOrder, Shared, batch_parts, num_bytes};
+use crate::tenants::Tenant;
 
 /// Parts between a session and the connection: enough to keep the connection busy while the next one is cut.
 const QUEUED_PARTS: usize = 4;
@@ -32,8 +33,7 @@ type Parts = mpsc::Sender<Result<v1::BatchPart, Status>>;
 
 /// What the consumer asked for, checked.
 struct Opening {
-    spec: BatchSpec,
-    partition: Partition,
+    order: BatchOrder,
     start: Position,
     plan: StepPlan,
 }
@@ -44,24 +44,30 @@ pub(crate) struct Session {
     opening: Opening,
     credit: Arc<Credit>,
     parts: Parts,
-    _consumer: OwnedSemaphorePermit,
+    tenant: Arc<Tenant>,
+    labels: [(&'static str, String); 2],
+    _admission: Admission,
 }
 
 impl Session {
     /// Reads the opening request and starts the session; the stream returned is what the consumer receives.
     pub(crate) async fn start(
         shared: Arc<Shared>,
+        tenant: Arc<Tenant>,
         mut requests: Streaming<v1::StreamBatchesRequest>,
-    ) -> Result<ReceiverStream<Result<v1::BatchPart, Status>>, Status> {
-        let consumer = shared.admit()?;
+    ) -> Result<ReceiverStream<Result<v1::BatchPart, Status>>, ServiceError> {
+        let admission = shared.admit(&tenant)?;
         let open = first_request(&mut requests).await?;
         let credit = Arc::new(Credit::new());
         credit.grant(open.credit_bytes)?;
-        let opening = check_opening(&shared, open).await?;
+        let opening = check_opening(&shared, &tenant, open).await?;
         shared.totals.consumers.fetch_add(1, Ordering::Relaxed);
-        tracing::info!(rank = opening.partition.rank, world = opening.partition.world, start = ?opening.start, "consumer joined");
+        let Partition { rank, world } = opening.order.partition;
+        tracing::info!(rank, world, start = ?opening.start, "consumer joined");
         let (parts, stream) = mpsc::channel(QUEUED_PARTS);
-        let session = Self { shared, opening, credit, parts, _consumer: consumer };
+        let labels = [("tenant", tenant.name.clone()), ("dataset", opening.order.name.clone())];
+        metrics::counter!("vela_loader_streams_total", &labels).increment(1);
+        let session = Self { shared, opening, credit, parts, tenant, labels, _admission: admission };
         tokio::spawn(session.run(requests));
         Ok(ReceiverStream::new(stream))
     }
@@ -72,7 +78,7 @@ impl Session {
             end = self.listen(requests) => end,
             () = self.shared.stop.wait() => Err(ServiceError::new(ErrorKind::Unavailable, "the loader is stopping")),
         };
-        let Partition { rank, world } = self.opening.partition;
+        let Partition { rank, world } = self.opening.order.partition;
         match end {
             Ok(()) => tracing::info!(rank, world, "consumer left"),
             Err(error) => {
@@ -85,8 +91,8 @@ impl Session {
 
     /// Sends batch after batch until the consumer is gone or a batch cannot be made.
     async fn send_batches(&self) -> Result<(), ServiceError> {
-        let Opening { start, plan, .. } = self.opening;
-        let mut position = start;
+        let Opening { start, plan, .. } = &self.opening;
+        let mut position = *start;
         let mut upcoming = self.begin_batch(position);
         loop {
             let batch = upcoming.finish().await?;
@@ -99,25 +105,30 @@ impl Session {
     }
 
     fn begin_batch(&self, position: Position) -> UpcomingBatch {
-        let Opening { spec, partition, .. } = &self.opening;
-        UpcomingBatch(tokio::spawn(Arc::clone(&self.shared).build(spec.clone(), *partition, position)))
+        let order = self.opening.order.clone();
+        UpcomingBatch(tokio::spawn(Arc::clone(&self.shared).build(order, position)))
     }
 
     /// False if the consumer is gone.
     async fn send_batch(&self, batch: &Batch) -> bool {
         let totals = &self.shared.totals;
+        let (mut waited, mut sent) = (Duration::ZERO, 0);
         for part in batch_parts(batch) {
-            let num_bytes = match &part.part {
-                Some(Part::Chunk(chunk)) => chunk.data.len(),
-                _ => 0,
-            };
+            let num_bytes = num_bytes(&part);
+            let waiting = Instant::now();
             self.credit.spend(num_bytes).await;
+            waited += waiting.elapsed();
+            self.tenant.spend(num_bytes).await;
             if self.parts.send(Ok(part)).await.is_err() {
                 return false;
             }
             totals.bytes.fetch_add(num_bytes as u64, Ordering::Relaxed);
+            sent += num_bytes as u64;
         }
         totals.batches.fetch_add(1, Ordering::Relaxed);
+        metrics::counter!("vela_loader_batches_total", &self.labels).increment(1);
+        metrics::counter!("vela_loader_bytes_total", &self.labels).increment(sent);
+        metrics::histogram!("vela_loader_credit_wait_seconds", &self.labels).record(waited);
         true
     }
 
@@ -140,8 +151,9 @@ impl Session {
     }
 
     fn record_ack(&self, ack: &v1::Ack) {
-        let Partition { rank, world } = self.opening.partition;
+        let Partition { rank, world } = self.opening.order.partition;
         self.shared.totals.acked_steps.fetch_add(1, Ordering::Relaxed);
+        metrics::counter!("vela_loader_acked_steps_total", &self.labels).increment(1);
         tracing::debug!(rank, world, epoch = ack.epoch, step = ack.step, "step consumed");
     }
 }
@@ -150,26 +162,25 @@ fn out_of_order(expected: &str, found: &str) -> ServiceError {
     WireError::Order { expected: expected.to_owned(), found: found.to_owned() }.into()
 }
 
-async fn first_request(requests: &mut Streaming<v1::StreamBatchesRequest>) -> Result<v1::OpenStream, Status> {
+async fn first_request(requests: &mut Streaming<v1::StreamBatchesRequest>) -> Result<v1::OpenStream, ServiceError> {
     let silent = |_| ServiceError::new(ErrorKind::InvalidRequest, format_args!("no `open` within {PATIENCE:?}"));
     let first = tokio::time::timeout(PATIENCE, requests.message()).await.map_err(silent)??;
     match first.and_then(|first| first.request) {
         Some(Request::Open(open)) => Ok(open),
-        Some(_) => Err(out_of_order("`open` first", "another request").into()),
-        None => Err(out_of_order("`open` first", "nothing").into()),
+        Some(_) => Err(out_of_order("`open` first", "another request")),
+        None => Err(out_of_order("`open` first", "nothing")),
     }
 }
 
-async fn check_opening(shared: &Arc<Shared>, open: v1::OpenStream) -> Result<Opening, ServiceError> {
-    let spec = decode_spec(open.spec)?;
-    let partition = take_partition(open.partition)?;
+async fn check_opening(shared: &Arc<Shared>, tenant: &Tenant, open: v1::OpenStream) -> Result<Opening, ServiceError> {
+    let order = BatchOrder::decode(shared, (tenant, &open.dataset), open.spec, open.partition)?;
     let cursor = decode_cursor(open.cursor)?;
     let refused = |error| to_service_error(&error);
-    let plan = Arc::clone(shared).plan(&spec, partition).await?;
-    let start = shared.dataset.position_of(&spec, &cursor).map_err(refused)?;
+    let plan = order.plan().await?;
+    let start = order.dataset.position_of(&order.spec, &cursor).map_err(refused)?;
     let start = Position { micro: open.micro, ..start };
-    plan.micro_places(start).map_err(refused)?;
-    Ok(Opening { spec, partition, start, plan })
+    plan.micro_rows(start).map_err(refused)?;
+    Ok(Opening { order, start, plan })
 }
 
 /// A batch being made; let go of, it is not waited for, nor begun if it still waits for a core.

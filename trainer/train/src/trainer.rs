@@ -89,7 +89,7 @@ impl Trainer {
         let spec = recipe.batch_spec(model.image_tokens() as u32);
         let mut source = open_source(recipe.data(), spec.clone(), recipe.limits())?;
         check_processor(processor.summary(), &source.info().processor)?;
-        let steps_per_epoch = source.info().steps_per_epoch(&spec);
+        let steps_per_epoch = source.steps_per_epoch();
         let schedule = recipe.schedule(recipe.total_steps(steps_per_epoch)?)?;
         let mut optimizer = open_optimizer(recipe, &model);
         let state = open_state(recipe, &processor, source.as_mut(), &mut optimizer, saved)?;

@@ -16,8 +16,7 @@ pub(crate) fn validation_loss(
     pixels: &PixelTable,
 ) -> Result<f64, TrainError> {
     let (mut sum, mut num_labels) = (0.0, 0);
-    let steps = source.info().num_samples.div_ceil(u64::from(spec.micro_batch));
-    for step in 0..steps {
+    for step in 0..source.steps_per_epoch() {
         let batch = next_batch(source, Position { epoch: 0, step, micro: 0 })?;
         if has_labels(&batch) {
             let inputs = to_model_batch(&batch, spec.image_tokens, pixels, model.device())?;

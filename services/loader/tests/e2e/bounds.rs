@@ -76,6 +76,7 @@ type Requests = mpsc::Sender<v1::StreamBatchesRequest>;
 async fn open(url: &str, credit_bytes: u64) -> (Requests, Streaming<v1::BatchPart>) {
     let source = tokio::task::block_in_place(|| RemoteSource::connect(url, shards::spec(), 0, 1, 1).expect("a source"));
     let open = v1::OpenStream {
+        dataset: String::new(),
         spec: Some(encode_spec(&shards::spec())),
         partition: Some(v1::Partition { rank: 0, world: 1 }),
         cursor: Some(encode_cursor(&source.start_cursor())),

@@ -17,6 +17,7 @@ async fn client(url: &str) -> LoaderClient<Channel> {
 /// The first batch by position.
 pub(crate) async fn get_batch(url: &str, spec: &BatchSpec) -> Result<Streaming<BatchPart>, Status> {
     let request = v1::GetBatchRequest {
+        dataset: String::new(),
         spec: Some(encode_spec(spec)),
         partition: Some(WHOLE),
         position: Some(encode_position(Position { epoch: 0, step: 0, micro: 0 })),
@@ -24,9 +25,17 @@ pub(crate) async fn get_batch(url: &str, spec: &BatchSpec) -> Result<Streaming<B
     Ok(client(url).await.get_batch(request).await?.into_inner())
 }
 
+/// Where record `index` came from.
+pub(crate) fn lookup(url: &str, index: u64) -> Result<v1::LookupResponse, Status> {
+    let runtime = tokio::runtime::Runtime::new().expect("an event loop");
+    let request = v1::LookupRequest { dataset: String::new(), index };
+    runtime.block_on(async { Ok(client(url).await.lookup(request).await?.into_inner()) })
+}
+
 /// A stream from `cursor` on, with credit for one byte.
 pub(crate) async fn open_stream(url: &str, spec: &BatchSpec, cursor: &Cursor) -> Result<Streaming<BatchPart>, Status> {
     let open = v1::OpenStream {
+        dataset: String::new(),
         spec: Some(encode_spec(spec)),
         partition: Some(WHOLE),
         cursor: Some(encode_cursor(cursor)),

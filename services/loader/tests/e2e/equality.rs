@@ -73,6 +73,7 @@ fn a_batch_by_position_is_the_one_of_the_stream() {
     let runtime = tokio::runtime::Runtime::new().expect("an event loop");
     for streamed in take(&mut remote, num_batches_of_two_epochs(2)) {
         let request = v1::GetBatchRequest {
+            dataset: String::new(),
             spec: Some(encode_spec(&shards::spec())),
             partition: Some(v1::Partition { rank: 0, world: 2 }),
             position: Some(encode_position(streamed.position)),

@@ -3,8 +3,13 @@
 mod bounds;
 mod calls;
 mod command;
+mod datasets;
 mod equality;
 mod loader;
+mod metrics;
+mod python;
 mod refusals;
+mod replicas;
 mod resume;
+mod security;
 mod shards;

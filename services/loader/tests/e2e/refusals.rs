@@ -48,7 +48,7 @@ fn a_spec_that_does_not_fit_is_refused_by_its_field_on_connect() {
         (BatchSpec { image_tokens: 0, ..shards::spec() }, 0, 1, "spec.image_tokens"),
         (BatchSpec { micro_batch: 8 << 20, ..shards::spec() }, 0, 1, "spec.micro_batch"),
         (BatchSpec { max_length: 20, ..shards::spec() }, 0, 1, "raise `max_length`"),
-        (shards::spec(), 0, 4, "multiple of 4"),
+        (shards::spec(), 4, 4, "partition.rank"),
         (shards::spec(), 2, 2, "partition.rank"),
     ];
     for (spec, rank, world, named) in cases {

@@ -52,7 +52,16 @@ pub(crate) fn write(folder: &Path, plan: &Plan) {
 
 /// Batches of six in micro-batches of two, on one to three ranks.
 pub(crate) fn spec() -> BatchSpec {
-    BatchSpec { global_batch: 6, micro_batch: 2, seed: 11, shuffle: true, image_tokens: 4, max_length: 4096 }
+    BatchSpec {
+        global_batch: 6,
+        micro_batch: 2,
+        seed: 11,
+        shuffle: true,
+        image_tokens: 4,
+        max_length: 4096,
+        shuffle_window: 0,
+        packing: None,
+    }
 }
 
 fn processor(image_shape: ImageShape) -> ProcessorSummary {

@@ -145,6 +145,8 @@ impl Recipe {
             shuffle: self.shuffle,
             image_tokens,
             max_length: self.raw.batch.max_length,
+            shuffle_window: 0,
+            packing: None,
         }
     }
 

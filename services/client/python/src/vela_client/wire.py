@@ -1,0 +1,123 @@
+"""The messages of `proto/vela/loader/v1`, made from their descriptors, and batches put together from their parts."""
+
+import importlib.resources
+
+import grpc
+import numpy as np
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+
+SERVICE = "vela.loader.v1.Loader"
+PACKAGE = "vela.loader.v1."
+
+_files = descriptor_pb2.FileDescriptorSet.FromString(
+    importlib.resources.files(__package__).joinpath("descriptors.bin").read_bytes()
+)
+_pool = descriptor_pool.DescriptorPool()
+for _file in _files.file:
+    _pool.Add(_file)
+
+
+def message(name):
+    """The class of the message `name` of the package."""
+    return message_factory.GetMessageClass(_pool.FindMessageTypeByName(PACKAGE + name))
+
+
+def enum_names(name):
+    """Number to name of the enum `name`."""
+    return {value.number: value.name for value in _pool.FindEnumTypeByName(PACKAGE + name).values}
+
+
+DTYPES = {"DTYPE_U8": np.dtype("u1"), "DTYPE_I32": np.dtype("<i4"), "DTYPE_F32": np.dtype("<f4")}
+ROLE_PREFIX = "TENSOR_ROLE_"
+_dtype_names, _role_names = enum_names("DType"), enum_names("TensorRole")
+
+# A header of very many samples outgrows grpcio's 4 MiB; a chunk is at most 1 MiB.
+CHANNEL_OPTIONS = [
+    ("grpc.max_receive_message_length", 16 << 20),
+    ("grpc.http2.max_frame_size", 1 << 20),
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+]
+
+
+class Calls:
+    """The calls of a loader over one channel."""
+
+    def __init__(self, channel):
+        def name(call):
+            return f"/{SERVICE}/{call}"
+
+        def serialize(request):
+            return request.SerializeToString()
+
+        self.describe = channel.unary_unary(
+            name("DescribeDataset"), serialize, message("DescribeDatasetResponse").FromString
+        )
+        self.lookup = channel.unary_unary(name("Lookup"), serialize, message("LookupResponse").FromString)
+        self.get_batch = channel.unary_stream(name("GetBatch"), serialize, message("BatchPart").FromString)
+        self.stream = channel.stream_stream(name("StreamBatches"), serialize, message("BatchPart").FromString)
+
+
+class Assembler:
+    """Puts a batch together from its header and chunks, in one buffer that the arrays are views of."""
+
+    def __init__(self):
+        self._header, self._buffer, self._filled = None, None, 0
+
+    def push(self, part):
+        """Takes the next part; gives `(batch, payload bytes)` when it was a batch's last, else None."""
+        if part.HasField("header"):
+            if self._header is not None:
+                raise ValueError("a header came inside a batch")
+            self._header, self._filled = part.header, 0
+            self._buffer = np.empty(self.announced(), np.uint8)
+        else:
+            chunk = part.chunk
+            end = self._filled + len(chunk.data)
+            if self._header is None or chunk.offset != self._filled or end > len(self._buffer):
+                raise ValueError("a chunk came out of order")
+            self._buffer[self._filled : end] = np.frombuffer(chunk.data, np.uint8)
+            self._filled = end
+        if self._filled < len(self._buffer):
+            return None
+        batch, size = as_dict(self._header, self._buffer), len(self._buffer)
+        self._header = None
+        return batch, size
+
+    def announced(self):
+        """Payload bytes of the batch under way."""
+        return 0 if self._header is None else sum(num_bytes(tensor) for tensor in self._header.tensors)
+
+
+def num_bytes(tensor):
+    """Bytes of a tensor by its header."""
+    return int(np.prod(tensor.shape, dtype=np.int64)) * DTYPES[_dtype_names[tensor.dtype]].itemsize
+
+
+def as_dict(header, payload):
+    """A batch as a dict: the tensors under their roles in small letters, and what goes with them."""
+    batch, offset = {}, 0
+    for tensor in header.tensors:
+        role = _role_names[tensor.role][len(ROLE_PREFIX) :].lower()
+        dtype, end = DTYPES[_dtype_names[tensor.dtype]], offset + num_bytes(tensor)
+        batch[role] = payload[offset:end].view(dtype).reshape(tuple(tensor.shape))
+        offset = end
+    spans = [(span.row, span.start) for span in header.image_spans]
+    batch["image_spans"] = np.array(spans, np.int32).reshape(-1, 2)
+    batch["sample_rows"] = np.array([slot.row for slot in header.samples], np.int32)
+    batch["sample_indices"] = np.array([slot.index for slot in header.samples], np.int64)
+    batch["sample_valid"] = np.array([slot.valid for slot in header.samples], bool)
+    batch["sample_ids"] = [slot.id for slot in header.samples]
+    position = header.position
+    batch |= {"epoch": position.epoch, "step": position.step, "micro": position.micro}
+    return batch | {"num_micro": header.num_micro, "step_label_tokens": header.step_label_tokens}
+
+
+# What another try, here or at another replica, may cure.
+RETRYABLE = {
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+    grpc.StatusCode.CANCELLED,
+    grpc.StatusCode.ABORTED,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+}

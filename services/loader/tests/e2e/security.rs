@@ -1,0 +1,279 @@
+//! Who is let in: tokens, certificates, encryption, for every call that the service has.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use prost::Message;
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use sha2::{Digest, Sha256};
+use tonic::codegen::http;
+use tonic::metadata::MetadataValue;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Request, Status};
+use vela_client::{ClientOptions, RemoteSource, TlsOptions, Token};
+use vela_loader::{ServeConfig, TlsFiles};
+use vela_types::BatchSource;
+
+use crate::loader::{LocalLoader, loopback};
+use crate::shards;
+
+const SECRET: &str = "the-token-of-research";
+const OTHER: &str = "the-token-of-others";
+
+fn digest(bytes: impl AsRef<[u8]>) -> String {
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// A shard set as `train` and `val`; `research` may read the first, `others` the second.
+struct House {
+    folder: tempfile::TempDir,
+}
+
+impl House {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let shards = folder.path().join("shards");
+        shards::write(&shards, &shards::Plan::small());
+        let tenants = format!(
+            "[tenant.research]\ntoken_sha256 = [\"{}\"]\ndatasets = [\"train\"]\nmax_consumers = 1\n\n\
+             [tenant.others]\ntoken_sha256 = [\"{}\"]\ndatasets = [\"val\"]\n",
+            digest(SECRET),
+            digest(OTHER)
+        );
+        fs::write(folder.path().join("tenants.toml"), tenants).expect("a file");
+        Self { folder }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn config(&self) -> ServeConfig {
+        let shards = self.path("shards").display().to_string();
+        let datasets = ["train", "val"].map(|name| format!("{name}={shards}").parse().expect("a data set"));
+        let tenants = Some(self.path("tenants.toml"));
+        ServeConfig { datasets: datasets.into(), tenants, ..ServeConfig::new("", loopback(0)) }
+    }
+}
+
+fn options(dataset: &str, token: Option<&str>) -> ClientOptions {
+    let give_up_after = Duration::from_secs(2);
+    let token = token.map(Token::new);
+    ClientOptions { dataset: dataset.to_owned(), token, give_up_after, ..ClientOptions::default() }
+}
+
+fn connect(url: &str, options: ClientOptions) -> Result<RemoteSource, vela_client::ClientError> {
+    RemoteSource::connect_with(url, shards::spec(), 0, 1, options)
+}
+
+/// The names of all calls of the service, out of its own descriptors.
+fn calls() -> Vec<String> {
+    let files = prost_types::FileDescriptorSet::decode(vela_proto::DESCRIPTORS).expect("descriptors");
+    let services = files.file.iter().flat_map(|file| file.service.iter().map(move |service| (file.package(), service)));
+    services
+        .flat_map(|(package, service)| {
+            service.method.iter().map(move |method| format!("/{package}.{}/{}", service.name(), method.name()))
+        })
+        .collect()
+}
+
+/// What the service answers to the call `path` with an empty request, made by hand so that no call can be forgotten.
+async fn empty_call(channel: Channel, path: &str, header: Option<&str>) -> Status {
+    let mut client = tonic::client::Grpc::new(channel);
+    client.ready().await.expect("a connection");
+    let codec = tonic_prost::ProstCodec::<(), ()>::default();
+    let mut request = Request::new(tokio_stream::once(()));
+    if let Some(header) = header {
+        request.metadata_mut().insert("authorization", MetadataValue::try_from(header).expect("a header"));
+    }
+    let path: http::uri::PathAndQuery = path.parse().expect("a path");
+    match client.streaming(request, path, codec).await {
+        Err(status) => status,
+        Ok(answer) => match answer.into_inner().message().await {
+            Err(status) => status,
+            Ok(_) => Status::ok(""),
+        },
+    }
+}
+
+#[test]
+fn every_call_asks_who_calls() {
+    let house = House::new();
+    let loader = LocalLoader::with(house.config());
+    let runtime = tokio::runtime::Runtime::new().expect("an event loop");
+    let calls = calls();
+    assert!(calls.len() >= 4 && calls.iter().any(|call| call.ends_with("Loader/Lookup")), "{calls:?}");
+    let endpoint = Endpoint::from_shared(loader.url()).expect("a url");
+    for call in &calls {
+        for (header, expected) in [
+            (None, Code::Unauthenticated),
+            (Some("Bearer wrong"), Code::Unauthenticated),
+            (Some("Basic the-token-of-research"), Code::Unauthenticated),
+            (Some(""), Code::Unauthenticated),
+        ] {
+            let status = runtime.block_on(async {
+                let channel = endpoint.connect().await.expect("a connection");
+                empty_call(channel, call, header).await
+            });
+            assert_eq!(status.code(), expected, "{call} with {header:?}: {status:?}");
+        }
+        let known = format!("Bearer {SECRET}");
+        let status = runtime.block_on(async {
+            let channel = endpoint.connect().await.expect("a connection");
+            empty_call(channel, call, Some(&known)).await
+        });
+        assert_ne!(status.code(), Code::Unauthenticated, "{call}: {status:?}");
+    }
+}
+
+#[test]
+fn a_tenant_reads_its_own_data_sets_alone_and_is_told_so() {
+    let house = House::new();
+    let loader = LocalLoader::with(house.config());
+    let mut own = connect(&loader.url(), options("train", Some(SECRET))).expect("its own");
+    own.next_batch().expect("a batch");
+    for (dataset, token, named) in [
+        ("val", Some(SECRET), "may not read"),
+        ("train", Some(OTHER), "may not read"),
+        ("absent", Some(SECRET), "expected one of `train`, found"),
+        ("train", None, "expected `authorization: Bearer TOKEN`"),
+        ("train", Some("guess"), "none of this loader's"),
+    ] {
+        let error = connect(&loader.url(), options(dataset, token)).expect_err(named);
+        let told = format!("{error:?}");
+        assert!(told.contains(named) && !error.is_retryable(), "{told}");
+        assert!(!told.contains(SECRET) && !told.contains("guess"), "{told}");
+    }
+}
+
+#[test]
+fn a_tenant_at_its_limit_waits_and_holds_nobody_else_up() {
+    let house = House::new();
+    let loader = LocalLoader::with(house.config());
+    let mut first = connect(&loader.url(), options("train", Some(SECRET))).expect("a place");
+    first.next_batch().expect("a batch");
+    let mut second = connect(&loader.url(), options("train", Some(SECRET))).expect("described");
+    let told = format!("{:?}", second.next_batch().expect_err("one consumer at once"));
+    assert!(told.contains("has its 1 consumers"), "{told}");
+    connect(&loader.url(), options("val", Some(OTHER))).expect("another").next_batch().expect("a batch");
+    drop(first);
+    let started = Instant::now();
+    while second.next_batch().is_err() {
+        assert!(started.elapsed() < Duration::from_secs(10), "the place was not given back");
+    }
+}
+
+/// An authority with a server's and a client's certificate.
+struct Authority {
+    issuer: CertifiedIssuer<'static, KeyPair>,
+}
+
+impl Authority {
+    fn new() -> Self {
+        let mut params = CertificateParams::new(Vec::new()).expect("a name");
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let key = KeyPair::generate().expect("a key");
+        Self { issuer: CertifiedIssuer::self_signed(params, key).expect("an authority") }
+    }
+
+    fn pem(&self) -> String {
+        self.issuer.pem()
+    }
+
+    /// Certificate and key, PEM, and the certificate's digest.
+    fn issue(&self, name: &str) -> (String, String, String) {
+        let key = KeyPair::generate().expect("a key");
+        let params = CertificateParams::new(vec![name.to_owned()]).expect("a name");
+        let certificate = params.signed_by(&key, &self.issuer).expect("a certificate");
+        (certificate.pem(), key.serialize_pem(), digest(certificate.der()))
+    }
+}
+
+fn tls_config(house: &House, authority: &Authority, asks_clients: bool) -> ServeConfig {
+    let (certificate, key, _) = authority.issue("localhost");
+    fs::write(house.path("server.pem"), certificate).expect("a file");
+    fs::write(house.path("server.key"), key).expect("a file");
+    fs::write(house.path("ca.pem"), authority.pem()).expect("a file");
+    let client_authority = asks_clients.then(|| house.path("ca.pem"));
+    let tls = TlsFiles { certificate: house.path("server.pem"), key: house.path("server.key"), client_authority };
+    ServeConfig { tls: Some(tls), ..house.config() }
+}
+
+fn trusting(authority: &Authority, token: Option<&str>, identity: Option<(String, String)>) -> ClientOptions {
+    ClientOptions { tls: TlsOptions { authorities: Some(authority.pem()), identity }, ..options("train", token) }
+}
+
+#[test]
+fn an_encrypted_stream_gives_the_same_batches_to_who_trusts_the_authority() {
+    let (house, authority) = (House::new(), Authority::new());
+    let loader = LocalLoader::with(tls_config(&house, &authority, false));
+    let url = format!("https://localhost:{}", loader.addr().port());
+    let mut encrypted = connect(&url, trusting(&authority, Some(SECRET), None)).expect("a connection");
+    let plain = LocalLoader::with(house.config());
+    let mut open = connect(&plain.url(), options("train", Some(SECRET))).expect("a connection");
+    for _ in 0..8 {
+        assert_eq!(encrypted.next_batch().expect("a batch"), open.next_batch().expect("a batch"));
+    }
+    for (url, options) in [
+        (url.clone(), trusting(&Authority::new(), Some(SECRET), None)),
+        (format!("https://127.0.0.1:{}", loader.addr().port()), trusting(&authority, Some(SECRET), None)),
+        (format!("http://localhost:{}", loader.addr().port()), options("train", Some(SECRET))),
+    ] {
+        assert!(connect(&url, options).is_err(), "{url}");
+    }
+}
+
+#[test]
+fn an_older_protocol_than_tls_1_3_is_refused() {
+    let (house, authority) = (House::new(), Authority::new());
+    let loader = LocalLoader::with(tls_config(&house, &authority, false));
+    let mut roots = rustls::RootCertStore::empty();
+    let der = authority.issuer.der().clone();
+    roots.add(der).expect("an authority");
+    let provider = std::sync::Arc::new(rustls::crypto::ring::default_provider());
+    let handshake = |version: &'static rustls::SupportedProtocolVersion| {
+        let config = rustls::ClientConfig::builder_with_provider(provider.clone()).with_protocol_versions(&[version]);
+        let config = config.expect("a version").with_root_certificates(roots.clone()).with_no_client_auth();
+        let name = "localhost".try_into().expect("a name");
+        let mut session = rustls::ClientConnection::new(std::sync::Arc::new(config), name).expect("a session");
+        let mut socket = TcpStream::connect(loader.addr()).expect("a connection");
+        let mut stream = rustls::Stream::new(&mut session, &mut socket);
+        stream
+            .write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0")
+            .and_then(|()| stream.read_exact(&mut [0; 9]))
+    };
+    handshake(&rustls::version::TLS13).expect("a settings frame");
+    assert!(handshake(&rustls::version::TLS12).is_err());
+}
+
+#[test]
+fn a_client_certificate_says_who_calls() {
+    let (house, authority) = (House::new(), Authority::new());
+    let (certificate, key, digest) = authority.issue("research");
+    let (stranger, stranger_key, _) = authority.issue("stranger");
+    let tenants = format!("[tenant.research]\ncertificate_sha256 = [\"{digest}\"]\ndatasets = [\"*\"]\n");
+    fs::write(house.path("tenants.toml"), tenants).expect("a file");
+    let loader = LocalLoader::with(tls_config(&house, &authority, true));
+    let url = format!("https://localhost:{}", loader.addr().port());
+    let try_with =
+        |identity| connect(&url, trusting(&authority, None, identity)).map(|mut source| source.next_batch().is_ok());
+    assert!(matches!(try_with(Some((certificate, key))), Ok(true)));
+    let refused = try_with(Some((stranger, stranger_key))).expect_err("a certificate of nobody");
+    assert!(format!("{refused:?}").contains("the certificate of a tenant"), "{refused:?}");
+    assert!(try_with(None).is_err(), "a certificate is asked for");
+    let (foreign, foreign_key, _) = Authority::new().issue("research");
+    assert!(try_with(Some((foreign, foreign_key))).is_err(), "of an authority that is not trusted");
+}
+
+#[test]
+fn a_peer_that_says_nothing_keeps_nobody_out() {
+    let (house, authority) = (House::new(), Authority::new());
+    let loader = LocalLoader::with(tls_config(&house, &authority, false));
+    let silent: Vec<TcpStream> = (0..20).map(|_| TcpStream::connect(loader.addr()).expect("a connection")).collect();
+    let url = format!("https://localhost:{}", loader.addr().port());
+    connect(&url, trusting(&authority, Some(SECRET), None)).expect("a connection").next_batch().expect("a batch");
+    drop(silent);
+}
