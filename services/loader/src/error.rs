@@ -28,7 +28,9 @@ pub enum LoaderError {
         unit: &'static str,
     },
     /// What was named as the shard set is none.
-    #[error("`--shards {shards}`: expected a folder or `file://` url of a finished shard set")]
+    #[error(
+        "`--shards {shards}`: expected a folder, or a `file://`, `s3://`, `gs://` or `az://` url, of a finished shard set"
+    )]
     NoShards {
         /// What was given.
         shards: String,

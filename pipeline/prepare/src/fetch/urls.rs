@@ -12,6 +12,7 @@ use vela_runtime::clap;
 
 use crate::PrepareError;
 use crate::json_records::read_records;
+use crate::sources::walk;
 
 /// Rows of a Parquet file read at once; only URLs and names are read, some 200 bytes each.
 const SLICE_ROWS: u64 = 1 << 16;
@@ -132,7 +133,11 @@ impl UrlList {
             found: input.display().to_string(),
         })?;
         match data.is_dir() {
-            true => list_files(input, layout.endings, &mut files)?,
+            true => walk(input, None, &mut |path, _| {
+                if layout.endings.contains(&ending(&path).as_str()) {
+                    files.push(path);
+                }
+            })?,
             false => files.push(input.to_owned()),
         }
         match files.is_empty() {
@@ -242,22 +247,6 @@ fn read_text(path: &Path, emit: &mut EmitUrl<'_>) -> std::io::Result<()> {
 
 fn ending(path: &Path) -> String {
     path.extension().map(|ending| ending.to_string_lossy().to_ascii_lowercase()).unwrap_or_default()
-}
-
-/// All files below `folder` with one of `endings`, in the order of their paths; links to folders are not followed.
-fn list_files(folder: &Path, endings: &[&str], files: &mut Vec<PathBuf>) -> Result<(), PrepareError> {
-    let entries = fs::read_dir(folder).map_err(PrepareError::io("list", folder))?;
-    let mut entries: Vec<_> = entries.collect::<Result<_, _>>().map_err(PrepareError::io("list", folder))?;
-    entries.sort_by_key(fs::DirEntry::file_name);
-    for entry in entries {
-        let path = entry.path();
-        match entry.file_type() {
-            Ok(kind) if kind.is_dir() => list_files(&path, endings, files)?,
-            _ if endings.contains(&ending(&path).as_str()) && path.is_file() => files.push(path),
-            _ => {}
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]

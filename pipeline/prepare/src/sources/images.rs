@@ -205,27 +205,29 @@ fn not_local(url: &str) -> Fault {
     Fault::new("missing_image", detail)
 }
 
-/// The path of an http URL without host, query and fragment, percent signs decoded.
-fn url_path(url: &str) -> String {
+/// The path of an http URL below its host, without query and fragment, percent signs decoded.
+pub(crate) fn url_path(url: &str) -> String {
     let after_scheme = url.split_once("://").map_or(url, |(_, rest)| rest);
     let end = after_scheme.find(['?', '#']).unwrap_or(after_scheme.len());
     let path = after_scheme[..end].split_once('/').map_or("", |(_, path)| path);
     percent_decoded(path)
 }
 
+/// A percent sign without two hexadecimal digits stands for itself, as does a text that is not UTF-8 once decoded.
 fn percent_decoded(text: &str) -> String {
-    let bytes = text.as_bytes();
-    let (mut out, mut at) = (Vec::with_capacity(bytes.len()), 0);
-    while at < bytes.len() {
-        let escaped = (bytes[at] == b'%').then(|| text.get(at + 1..at + 3)).flatten();
-        match escaped.and_then(|digits| u8::from_str_radix(digits, 16).ok()) {
+    let digit = |digit: u8| char::from(digit).to_digit(16).map(|value| value as u8);
+    let mut out = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((&first, after)) = rest.split_first() {
+        let digits = (first == b'%').then(|| after.first_chunk::<2>()).flatten();
+        match digits.and_then(|[high, low]| Some(digit(*high)? << 4 | digit(*low)?)) {
             Some(byte) => {
                 out.push(byte);
-                at += 3;
+                rest = &after[2..];
             }
             None => {
-                out.push(bytes[at]);
-                at += 1;
+                out.push(first);
+                rest = after;
             }
         }
     }

@@ -37,8 +37,10 @@ use vela_runtime::clap;
 use vela_types::{Fingerprint, ImageRef, Sample};
 
 pub use images::ImageFolder;
+pub(crate) use images::url_path;
 pub use input::{InputFile, InputSet};
 pub use options::{AnswerForm, CaptionChoice, SourceOptions};
+pub(crate) use walk::walk;
 
 use crate::PrepareError;
 

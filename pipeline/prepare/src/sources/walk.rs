@@ -9,7 +9,7 @@ use crate::PrepareError;
 /// Shows every regular file below `root` but those below `skipped` to `visit`. Links to folders are followed, as data sets
 /// are often laid out by them, but no folder is entered twice, whether two links lead to it or a circle: its files are shown
 /// under the name without a link where there is one. A dangling link is no file.
-pub(super) fn walk(
+pub(crate) fn walk(
     root: &Path,
     skipped: Option<&Path>,
     visit: &mut dyn FnMut(PathBuf, &Metadata),
