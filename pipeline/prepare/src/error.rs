@@ -67,6 +67,21 @@ pub enum PrepareError {
         /// What is there instead.
         found: &'static str,
     },
+    /// The samples of two files would have the same ids.
+    #[error(
+        "the samples of `{}` and `{}` would have the same ids, `{prefix}/...`: rename one of the files, or give one of two inputs of a \
+         mix a `name` of its own",
+        first.display(),
+        second.display()
+    )]
+    SameIds {
+        /// One file.
+        first: PathBuf,
+        /// The other.
+        second: PathBuf,
+        /// What all ids of both begin with.
+        prefix: String,
+    },
     /// A Parquet file cannot be read.
     #[error("cannot read the Parquet file `{}`", path.display())]
     Parquet {
@@ -256,6 +271,7 @@ impl PrepareError {
                 | Self::NoFiles { .. }
                 | Self::BrokenFile { .. }
                 | Self::WrongFormat { .. }
+                | Self::SameIds { .. }
                 | Self::MissingColumn { .. }
                 | Self::MissingField { .. }
                 | Self::ForeignJournal { .. }

@@ -142,7 +142,7 @@ fn coco_instances_are_the_boxes_that_llava_was_shown() {
             (side(0) + side(2)) / width,
             (side(1) + side(3)) / height
         );
-        let id = format!("coco/{}/boxes", annotation["image_id"]);
+        let id = format!("coco/instances_{split}/{}/boxes", annotation["image_id"]);
         let sample = samples.iter().find(|sample| sample.id == id).expect("a sample");
         assert!(sample.turns[1].text.lines().any(|line| line == expected), "{expected}\n{}", sample.turns[1].text);
     }

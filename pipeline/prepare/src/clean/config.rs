@@ -86,6 +86,19 @@ impl CleanConfig {
         *self == Self::default()
     }
 
+    /// These settings, and `others` where one is not given.
+    pub(crate) fn or(self, others: Self) -> Self {
+        let Self { languages, min_chars, max_chars, dedupe, validation, part } = self;
+        Self {
+            languages: if languages.is_empty() { others.languages } else { languages },
+            min_chars: min_chars.or(others.min_chars),
+            max_chars: max_chars.or(others.max_chars),
+            dedupe: if dedupe.is_empty() { others.dedupe } else { dedupe },
+            validation: validation.or(others.validation),
+            part: part.or(others.part),
+        }
+    }
+
     pub(crate) fn check(&self) -> Result<(), PrepareError> {
         let wrong = |flag, expected: &str, found: String| {
             Err(PrepareError::Flag { flag, expected: expected.to_owned(), found })

@@ -1,6 +1,6 @@
 //! COCO: one JSON object with `images` (`id`, `file_name`, `width`, `height`) and `annotations`. Of captions (`id`,
-//! `image_id`, `caption`) each is one sample, `coco/<image id>/<annotation id>`. Of instances (`image_id`, `category_id`,
-//! `bbox` as x, y, width, height in pixels) those of an image are one sample, `coco/<image id>/boxes`: a list of `category: [x1,
+//! `image_id`, `caption`) each is one sample, `coco/<file stem>/<image id>/<annotation id>`. Of instances (`image_id`, `category_id`,
+//! `bbox` as x, y, width, height in pixels) those of an image are one sample, `coco/<file stem>/<image id>/boxes`: a list of `category: [x1,
 //! y1, x2, y2]`, corners as shares of width and height with three decimals; crowds are left out.
 //!
 //! Annotations are read as they are needed. The table of images stays in memory, and so do instances, 40 bytes each.
@@ -152,7 +152,7 @@ impl CocoFile {
             value.as_u64().ok_or_else(missing)
         };
         let (image, own) = (number("image_id", &annotation.image_id)?, number("id", &annotation.id)?);
-        let id = format!("{SOURCE}/{image}/{own}");
+        let id = format!("{SOURCE}/{}/{image}/{own}", self.context.stem);
         let content = || {
             if is_repeated {
                 return Err(Fault::new("duplicate_id", "an earlier annotation has the same id"));
@@ -177,7 +177,7 @@ impl CocoFile {
         instances: &[Instance],
         categories: &HashMap<u64, String>,
     ) -> Result<RawContent, Fault> {
-        let id = format!("{SOURCE}/{image}/boxes");
+        let id = format!("{SOURCE}/{}/{image}/boxes", self.context.stem);
         let content = || {
             let known = self.image(image)?;
             let lines: Vec<String> =
@@ -389,7 +389,7 @@ mod tests {
         let expected = ["", "empty_caption", "unknown_image", "duplicate_id", "missing_field", "missing_field"];
         assert_eq!(causes(&entries), expected);
         let Ok(RawContent::Caption(caption)) = &entries[0].content else { panic!("a caption") };
-        assert_eq!((caption.id.as_str(), caption.global.as_str()), ("coco/7/1", "A cat."));
+        assert_eq!((caption.id.as_str(), caption.global.as_str()), ("coco/a/7/1", "A cat."));
     }
 
     #[test]
@@ -406,7 +406,7 @@ mod tests {
         entries.truncate(1);
         let samples = samples(entries);
         let expected = "person: [0.100, 0.100, 0.600, 0.600]\ndog: [0.998, 0.000, 1.000, 1.000]";
-        assert_eq!((samples[0].id.as_str(), samples[0].turns[1].text.as_str()), ("coco/7/boxes", expected));
+        assert_eq!((samples[0].id.as_str(), samples[0].turns[1].text.as_str()), ("coco/a/7/boxes", expected));
     }
 
     #[test]

@@ -46,9 +46,9 @@ impl From<&fs::Metadata> for Stamp {
 
 /// The folder given by `--images`, listed once; without it, names are relative to the data file.
 ///
-/// A name maps to the file at that very path below the folder; failing that, to the file with the same base name whose
-/// path shares the longest run of trailing components; two equally good files are a fault, never a guess. A name that
-/// leaves the folder is a fault too. Without the folder there is nothing to leave: `..` and absolute names are followed.
+/// A name maps to the file at that very path below the folder; failing that, to the file of which one path is the whole end
+/// of the other, component by component, the longest such end; two equally good files are a fault, and a file that shares
+/// no more than its base name is another image, never a guess. A name that leaves the folder is a fault too. Without the folder there is nothing to leave: `..` and absolute names are followed.
 pub struct ImageFolder {
     root: Option<PathBuf>,
     /// The components of `root`, as given and with links resolved.
@@ -157,11 +157,13 @@ impl ImageFolder {
         if self.root.as_ref().is_some_and(|root| root.join(&exact).is_file()) {
             return Ok(None);
         }
+        // Components of the shorter path if it is the whole end of the other.
         let shared = |candidate: &str| {
-            candidate.rsplit('/').zip(wanted.iter().rev()).take_while(|(left, right)| left == *right).count()
+            let pairs = candidate.rsplit('/').zip(wanted.iter().rev());
+            pairs.map(|(left, right)| left == *right).try_fold(0, |num, is_equal| is_equal.then_some(num + 1))
         };
-        let best = candidates.iter().map(|candidate| shared(candidate)).max().unwrap_or(0);
-        let mut found = candidates.iter().filter(|candidate| shared(candidate) == best);
+        let best = candidates.iter().filter_map(|candidate| shared(candidate)).max();
+        let mut found = candidates.iter().filter(|candidate| best.is_some() && shared(candidate) == best);
         match (found.next(), found.next()) {
             (Some(first), Some(second)) => Err(Fault::new(
                 "ambiguous_image",
@@ -268,7 +270,20 @@ mod tests {
         assert_eq!(found(&images, root.path(), "https://host/set/b/1.jpg?sig=a/9.jpg#top"), "b/1.jpg");
         assert_eq!(found(&images, root.path(), "https://host/deep/only.jpg"), "only.jpg");
         assert_eq!(found(&images, root.path(), "http://host/x%20y.jpg"), "x y.jpg");
-        assert_eq!(images.resolve("http://h/c/1.jpg", Path::new(".")).expect_err("two files").cause, "ambiguous_image");
+        assert_eq!(images.resolve("http://h/1.jpg", Path::new(".")).expect_err("two files").cause, "ambiguous_image");
+    }
+
+    #[test]
+    fn no_other_file_of_the_same_base_name_is_taken_for_a_missing_one() {
+        let (root, images) = folder(&["a/1.jpg", "x/y/2.jpg", "y/2.jpg", "3.jpg"]);
+        for url in ["http://h/c/1.jpg", "http://h/c/a/b/1.jpg", "http://h/z/2.jpg"] {
+            assert_eq!(images.resolve(url, Path::new(".")).expect_err(url).cause, "missing_image", "{url}");
+        }
+        assert_eq!(found(&images, root.path(), "c/1.jpg"), "c/1.jpg", "absent, and named so that the reject says it");
+        assert_eq!(found(&images, root.path(), "1.jpg"), "a/1.jpg");
+        assert_eq!(found(&images, root.path(), "y/2.jpg"), "y/2.jpg");
+        assert_eq!(found(&images, root.path(), "data/x/y/2.jpg"), "x/y/2.jpg", "the longer end of two");
+        assert_eq!(found(&images, root.path(), "anywhere/3.jpg"), "3.jpg");
     }
 
     #[test]
