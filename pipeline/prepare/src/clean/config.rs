@@ -62,7 +62,7 @@ impl From<KeptLanguage> for Language {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Likeness {
-    /// Same turns or captions, whatever the images; case, width and white space aside.
+    /// Same turns or captions, whatever the images; case, width, white space and punctuation aside, signs and numbers not.
     Text,
     /// Texts that share most runs of five characters (MinHash).
     NearText,

@@ -35,6 +35,10 @@ impl TableFormat for Finevision {
         vec!["images"]
     }
 
+    fn image_columns(&self) -> Vec<&str> {
+        vec!["images"]
+    }
+
     fn content(&self, row: &Row<'_>, place: &Place<'_>) -> Result<RawContent, Fault> {
         let images = cells::images(&row.value("images"), "images", place)?;
         let texts = cells::to_json(&row.value("texts"));

@@ -17,7 +17,7 @@ use vela_types::Fingerprint;
 
 use super::fields::{Place, id_text, image_names};
 use super::images::ImageListing;
-use super::records::{CutError, Cutter, Layout, RawRecord};
+use super::records::{CutError, Cutter, Layout, RawRecord, TOO_LONG};
 use super::repeats::{Repeat, RepeatFinder};
 use super::{Emit, Entry, Fault, RawContent, RawFile, SourceContext};
 use crate::PrepareError;
@@ -136,6 +136,9 @@ impl<F: JsonFormat> JsonFile<F> {
     /// What the scan needs of a record; an empty one for a record with a fault of its own, such as a list in its place.
     /// In a list a syntax error is a fault of the file, as nothing after it can be trusted.
     fn scan_head(&self, record: &RawRecord) -> Result<Head, PrepareError> {
+        if record.is_too_long {
+            return Ok(Head::default());
+        }
         let is_wanted = record.bytes.first() == Some(&b'{') || F::HAS_LIST_RECORDS;
         let parsed = match is_wanted {
             true => self.format.head(&record.bytes),
@@ -186,6 +189,9 @@ impl<F: JsonFormat> JsonFile<F> {
 }
 
 fn parse_fields(raw: &RawRecord) -> Result<Value, Fault> {
+    if raw.is_too_long {
+        return Err(Fault::new("too_large", format!("line {}: expected {TOO_LONG}", raw.line)));
+    }
     let text = std::str::from_utf8(&raw.bytes).map_err(|fault| {
         let at = raw.offset + fault.valid_up_to() as u64;
         Fault::new("not_utf8", format!("line {}, byte {at} of the file: expected UTF-8", raw.line))
@@ -266,5 +272,27 @@ impl Head {
             num_parts: 1,
             is_recognized: fields.conversations.is_some(),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::sources::llava::Llava;
+    use crate::sources::testing::{causes, read_json};
+
+    #[test]
+    fn a_line_that_is_too_long_is_one_reject_and_the_rest_is_read() {
+        let line = |text: &str| {
+            format!(
+                r#"{{"conversations": [{{"from": "human", "value": "{text}"}}, {{"from": "gpt", "value": "A."}}]}}"#
+            )
+        };
+        let lines = [line("Q"), line(&"long ".repeat(14 << 20)), line("Q")];
+        let entries = read_json("a.jsonl", lines.join("\n").as_bytes(), Llava).expect("reads");
+        assert_eq!(causes(&entries), ["", "too_large", ""]);
+        let fault = entries[1].content.as_ref().expect_err("a fault");
+        assert!(fault.detail.contains("64 MiB") && fault.detail.contains("line 2"), "{}", fault.detail);
+        let list = format!("[{}]", lines.join(","));
+        assert!(read_json("a.json", list.as_bytes(), Llava).expect_err("a list").to_string().contains("64 MiB"));
     }
 }

@@ -41,6 +41,7 @@ pub(crate) use images::url_path;
 pub(crate) use input::check_ids_apart;
 pub use input::{InputFile, InputSet};
 pub use options::{AnswerForm, CaptionChoice, SourceOptions};
+pub(crate) use records::{MAX_RECORD_BYTES, TOO_LONG};
 pub(crate) use walk::walk;
 
 use crate::PrepareError;

@@ -212,6 +212,10 @@ impl TableFormat for Sharegpt {
         vec![&self.0.images, &self.0.system, videos, audios]
     }
 
+    fn image_columns(&self) -> Vec<&str> {
+        vec![&self.0.images]
+    }
+
     fn content(&self, row: &Row<'_>, place: &Place<'_>) -> Result<RawContent, Fault> {
         let columns = &self.0;
         columns.check_media(|column| cells::to_json(&row.value(column)))?;
