@@ -141,10 +141,9 @@ impl<'de> Visitor<'de> for &mut Records<'_, '_> {
     }
 
     fn visit_seq<S: SeqAccess<'de>>(self, mut list: S) -> Result<(), S::Error> {
-        while let Some(record) = {
+        loop {
             self.left.set(MAX_RECORD_BYTES);
-            list.next_element()?
-        } {
+            let Some(record) = list.next_element()? else { break };
             if (self.take)(Ok(record)).is_break() {
                 // Serde has no other way to leave a list early.
                 self.has_stopped = true;
