@@ -103,6 +103,10 @@ impl AuditReport {
         for Reject { file, record, detail, .. } in &self.examples {
             text.push_str(&format!("\n{file}, record {record}: {detail}"));
         }
+        let more = self.rejected.values().sum::<u64>().saturating_sub(self.examples.len() as u64);
+        if more > 0 {
+            text.push_str(&format!("\nand {more} more; `--rejects FILE` lists them all"));
+        }
         text + "\n"
     }
 }

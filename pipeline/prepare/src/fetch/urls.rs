@@ -11,6 +11,7 @@ use serde_json::Value;
 use vela_runtime::clap;
 
 use crate::PrepareError;
+use crate::input_path::{check_content, check_input};
 use crate::json_records::read_records;
 
 /// Rows of a Parquet file read at once; only URLs and names are read, some 200 bytes each.
@@ -113,7 +114,7 @@ impl UrlList {
     /// names are read from.
     ///
     /// # Errors
-    /// If there is no such file.
+    /// If there is no such file, or no record in it.
     pub fn open(
         source: UrlSource,
         input: &Path,
@@ -126,18 +127,23 @@ impl UrlList {
         }
         layout.name = name_column.or(layout.name);
         let mut files = Vec::new();
-        let data = fs::metadata(input).map_err(|_| PrepareError::Flag {
-            flag: "--input",
-            expected: "a file or folder".to_owned(),
-            found: input.display().to_string(),
-        })?;
-        match data.is_dir() {
+        check_input(input)?;
+        match input.is_dir() {
             true => list_files(input, layout.endings, &mut files)?,
             false => files.push(input.to_owned()),
         }
         match files.is_empty() {
-            true => Err(PrepareError::NoFiles { path: input.to_owned(), expected: layout.expected }),
-            false => Ok(Self { layout, source, files }),
+            true => return Err(PrepareError::NoFiles { path: input.to_owned(), expected: layout.expected }),
+            false => check_content(input, &files)?,
+        }
+        let (this, mut is_empty) = (Self { layout, source, files }, true);
+        this.read(&mut |_| {
+            is_empty = false;
+            ControlFlow::Break(())
+        })?;
+        match is_empty {
+            true => Err(PrepareError::NoRecords { path: input.to_owned() }),
+            false => Ok(this),
         }
     }
 
@@ -311,7 +317,9 @@ mod tests {
         assert!(UrlList::open(UrlSource::Sa1b, &path, None, None).err().expect("absent").is_usage());
         assert!(UrlList::open(UrlSource::Sa1b, root.path(), None, None).err().expect("empty").is_usage());
         fs::write(&path, "http://h/1.jpg").expect("file");
-        let list = UrlList::open(UrlSource::Sa1b, &path, None, None).expect("a file");
-        assert!(list.read(&mut |_| ControlFlow::Continue(())).expect_err("text").is_usage());
+        assert!(UrlList::open(UrlSource::Sa1b, &path, None, None).err().expect("text").is_usage());
+        fs::write(&path, "\n\n").expect("file");
+        let fault = UrlList::open(UrlSource::Urls, &path, None, None).err().expect("no URL");
+        assert!(matches!(fault, PrepareError::NoRecords { .. }), "{fault}");
     }
 }

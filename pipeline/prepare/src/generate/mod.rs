@@ -9,6 +9,7 @@ mod cache;
 mod config;
 mod endpoint;
 mod facts;
+mod finished;
 mod grammar;
 mod judge;
 mod kind;
@@ -39,6 +40,7 @@ use crate::PrepareError;
 use crate::sources::Fault;
 use cache::Cache;
 use endpoint::Endpoint;
+use finished::take_output;
 use output::OrderedWriter;
 use run::{Run, Work};
 
@@ -48,13 +50,16 @@ use run::{Run, Work};
 /// Both files get their names at the end; answers are in the cache from the moment they arrive.
 ///
 /// # Errors
-/// If a file fails or is in use, the server refuses every request, or a stop was asked for.
+/// If a file fails or is in use, the output has dialogues of other settings or such as this run has not made again, the server
+/// refuses every request, or a stop was asked for.
 pub fn generate(
     config: &GenerateConfig,
     progress: &Progress,
     shutdown: &Shutdown,
 ) -> Result<GenerateReport, PrepareError> {
     config.check()?;
+    config.facts.check_content()?;
+    take_output(config)?;
     let started = Instant::now();
     let cache = Cache::open(&config.cache_path())?;
     let damaged_lines = cache.damaged();

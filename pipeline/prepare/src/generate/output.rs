@@ -10,6 +10,7 @@ use serde_json::json;
 use vela_types::IMAGE_MARK;
 
 use super::facts::ImageFacts;
+use super::finished::check_nothing_lost;
 use super::grammar::Pair;
 use super::kind::GenerateKind;
 use super::prompts::detail_question;
@@ -119,8 +120,13 @@ impl OrderedWriter {
         Ok(())
     }
 
-    /// Gives both files their names.
-    pub(super) fn finish(self) -> Result<Counts, PrepareError> {
+    /// Gives both files their names, unless a dialogue of an earlier run would be lost: then all stays as it was.
+    pub(super) fn finish(mut self) -> Result<Counts, PrepareError> {
+        self.samples.flush()?;
+        if let Err(fault) = check_nothing_lost(&self.samples.path, &self.samples.partial) {
+            self.discard()?;
+            return Err(fault);
+        }
         self.samples.finish()?;
         self.rejects.finish()?;
         Ok(self.counts)
@@ -152,6 +158,10 @@ impl Publishing {
     fn line(&mut self, line: &str) -> Result<(), PrepareError> {
         let written = self.out.write_all(line.as_bytes()).and_then(|()| self.out.write_all(b"\n"));
         written.map_err(PrepareError::io("write", &self.partial))
+    }
+
+    fn flush(&mut self) -> Result<(), PrepareError> {
+        self.out.flush().map_err(PrepareError::io("write", &self.partial))
     }
 
     fn finish(self) -> Result<(), PrepareError> {

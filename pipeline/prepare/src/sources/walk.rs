@@ -4,9 +4,11 @@ use std::collections::HashSet;
 use std::fs::{self, DirEntry, Metadata};
 use std::path::{Path, PathBuf};
 
+use vela_shard::{LENGTHS_FILE, MANIFEST_FILE};
+
 use crate::PrepareError;
 
-/// Shows every regular file below `root` but those below `skipped` to `visit`. Links to folders are followed, as data sets
+/// Shows every regular file below `root` but those below `skipped`, and those of finished shard sets, to `visit`. Links to folders are followed, as data sets
 /// are often laid out by them, but no folder is entered twice, whether two links lead to it or a circle: its files are shown
 /// under the name without a link where there is one. A dangling link is no file.
 pub(super) fn walk(
@@ -35,6 +37,11 @@ fn enter(
     }
     let entries = fs::read_dir(folder).map_err(fault)?;
     let mut entries: Vec<DirEntry> = entries.collect::<Result<_, _>>().map_err(fault)?;
+    let is_there = |name: &str| entries.iter().any(|entry| entry.file_name() == name);
+    if is_there(MANIFEST_FILE) && is_there(LENGTHS_FILE) {
+        tracing::warn!("`{}` is a finished shard set: nothing in it is read as raw data", folder.display());
+        return Ok(());
+    }
     entries.sort_by_key(DirEntry::file_name);
     for entry in entries {
         let path = entry.path();
@@ -51,6 +58,26 @@ fn enter(
 #[cfg(all(test, unix))]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_shard_set_below_the_input_is_passed_over() {
+        let root = tempfile::tempdir().expect("temp folder");
+        for name in [
+            "a.jsonl",
+            "set/manifest.json",
+            "set/lengths.bin",
+            "set/rejects.jsonl",
+            "set/processor/x.json",
+            "b/manifest.json",
+        ] {
+            let path = root.path().join(name);
+            fs::create_dir_all(path.parent().expect("a folder")).expect("made");
+            fs::write(path, "[]").expect("written");
+        }
+        let mut paths = Vec::new();
+        walk(root.path(), None, &mut |path, _| paths.push(path)).expect("listed");
+        assert_eq!(paths, ["a.jsonl", "b/manifest.json"].map(|name| root.path().join(name)));
+    }
 
     #[test]
     fn every_folder_is_entered_once_however_many_links_lead_to_it() {
