@@ -48,37 +48,47 @@ impl Settings {
     }
 }
 
-/// Takes the output for the settings of `config`, and makes the folders of its files.
-///
-/// # Errors
-/// If it holds dialogues made with other settings, or with unknown ones: it is then left as it is.
-pub(super) fn take_output(config: &GenerateConfig) -> Result<(), PrepareError> {
+/// Refuses an output that holds dialogues made with other settings than those of `config`, or with unknown ones.
+pub(super) fn check_output(config: &GenerateConfig) -> Result<(), PrepareError> {
     let wanted = Settings::of(config);
     let path = config.settings_path();
     let known = fs::read(&path).ok().and_then(|text| serde_json::from_slice::<Settings>(&text).ok());
-    let is_empty = fs::metadata(&config.output).map_or(true, |data| data.len() == 0);
-    if !is_empty && known.as_ref() != Some(&wanted) {
-        let (expected, found) = match known {
-            Some(known) => (wanted.unlike(&known), known.unlike(&wanted)),
-            None => (wanted.to_text(), format!("no `{}`", path.display())),
-        };
-        return Err(PrepareError::OutputInUse {
-            path: config.output.clone(),
-            expected: format!("no dialogues, or those made with {expected}"),
-            found: format!("dialogues of other settings ({found})"),
-        });
+    if is_empty(&config.output) || known.as_ref() == Some(&wanted) {
+        return Ok(());
     }
-    for path in [&config.output, &config.cache_path(), &config.rejects_path()] {
-        make_parent(path)?;
-    }
+    let (expected, found) = match known {
+        Some(known) => (wanted.unlike(&known), known.unlike(&wanted)),
+        None => (wanted.to_text(), format!("no `{}`", path.display())),
+    };
+    Err(PrepareError::OutputInUse {
+        path: config.output.clone(),
+        expected: format!("no dialogues, or those made with {expected}"),
+        found: format!("dialogues of other settings ({found})"),
+    })
+}
+
+/// Makes the folders of all files of `config`.
+pub(super) fn make_folders(config: &GenerateConfig) -> Result<(), PrepareError> {
+    [&config.output, &config.cache_path(), &config.rejects_path()].into_iter().try_for_each(|path| make_parent(path))
+}
+
+/// Allows the file `made` to become the output, and notes its settings first: an output never stands beside those of another.
+pub(super) fn admit(config: &GenerateConfig, made: &Path) -> Result<(), PrepareError> {
+    // Another process may have been here since the start.
+    check_output(config)?;
+    check_nothing_lost(&config.output, made)?;
     let partial = config.output.with_added_extension("settings.partial");
-    fs::write(&partial, wanted.to_text()).map_err(PrepareError::io("write", &partial))?;
-    replace_file(&path, &partial)
+    fs::write(&partial, Settings::of(config).to_text()).map_err(PrepareError::io("write", &partial))?;
+    replace_file(&config.settings_path(), &partial)
+}
+
+fn is_empty(output: &Path) -> bool {
+    fs::metadata(output).map_or(true, |data| data.len() == 0)
 }
 
 /// Refuses `made` in place of the output at `path` if a dialogue of it is not there again.
-pub(super) fn check_nothing_lost(path: &Path, made: &Path) -> Result<(), PrepareError> {
-    if fs::metadata(path).map_or(true, |data| data.len() == 0) {
+fn check_nothing_lost(path: &Path, made: &Path) -> Result<(), PrepareError> {
+    if is_empty(path) {
         return Ok(());
     }
     let mut ids = HashSet::new();

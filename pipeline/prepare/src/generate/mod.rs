@@ -40,7 +40,7 @@ use crate::PrepareError;
 use crate::sources::Fault;
 use cache::Cache;
 use endpoint::Endpoint;
-use finished::take_output;
+use finished::{admit, check_output, make_folders};
 use output::OrderedWriter;
 use run::{Run, Work};
 
@@ -59,7 +59,8 @@ pub fn generate(
 ) -> Result<GenerateReport, PrepareError> {
     config.check()?;
     config.facts.check_content()?;
-    take_output(config)?;
+    check_output(config)?;
+    make_folders(config)?;
     let started = Instant::now();
     let cache = Cache::open(&config.cache_path())?;
     let damaged_lines = cache.damaged();
@@ -87,7 +88,8 @@ pub fn generate(
     }
     let requests = endpoint.requests.load(Ordering::Relaxed);
     let seconds = started.elapsed().as_secs_f64();
-    Ok(GenerateReport::new(config, writer.finish()?, spending, requests, damaged_lines, seconds))
+    let counts = writer.finish(|made| admit(config, made))?;
+    Ok(GenerateReport::new(config, counts, spending, requests, damaged_lines, seconds))
 }
 
 /// Sends every record up to the limit, until nobody listens.

@@ -10,7 +10,6 @@ use serde_json::json;
 use vela_types::IMAGE_MARK;
 
 use super::facts::ImageFacts;
-use super::finished::check_nothing_lost;
 use super::grammar::Pair;
 use super::kind::GenerateKind;
 use super::prompts::detail_question;
@@ -120,10 +119,13 @@ impl OrderedWriter {
         Ok(())
     }
 
-    /// Gives both files their names, unless a dialogue of an earlier run would be lost: then all stays as it was.
-    pub(super) fn finish(mut self) -> Result<Counts, PrepareError> {
+    /// Gives both files their names if `admit` allows the finished samples; otherwise all stays as it was.
+    pub(super) fn finish(
+        mut self,
+        admit: impl FnOnce(&Path) -> Result<(), PrepareError>,
+    ) -> Result<Counts, PrepareError> {
         self.samples.flush()?;
-        if let Err(fault) = check_nothing_lost(&self.samples.path, &self.samples.partial) {
+        if let Err(fault) = admit(&self.samples.partial) {
             self.discard()?;
             return Err(fault);
         }
@@ -203,7 +205,7 @@ mod tests {
                 let written = if record % 3 == 0 { Written::Reject(reject()) } else { Written::Sample(record.to_string()) };
                 writer.put(record, written).expect("written");
             }
-            let counts = writer.finish().expect("published");
+            let counts = writer.finish(|_| Ok(())).expect("published");
             prop_assert_eq!((counts.samples, counts.rejected["c"]), (20, 10));
             let expected: Vec<String> = (0..30).filter(|record| record % 3 != 0).map(|record: u64| record.to_string()).collect();
             let found = fs::read_to_string(&samples).expect("file");
