@@ -28,6 +28,7 @@ pub(crate) use output::{load_processor, open_shards, processor_folder};
 pub use plan::{BuildPlan, PlannedFile, RecordRange, ShardSpec};
 pub use reject::{REJECTS_FILE, Reject};
 pub use report::BuildReport;
+pub(crate) use report::counted;
 pub use task::{BuildTask, BuildWorker, build_shard};
 
 use crate::PrepareError;

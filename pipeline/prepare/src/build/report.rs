@@ -81,7 +81,7 @@ impl BuildReport {
         let Self { samples, records, shards, seconds, output, .. } = self;
         let mut text = format!(
             "{samples} samples of {records} records in {}, {seconds:.1} s: {output}\n",
-            counted(*shards, "shard")
+            counted(*shards as u64, "shard")
         );
         let rejected: u64 = self.rejected.values().sum();
         if rejected > 0 {
@@ -96,7 +96,7 @@ impl BuildReport {
             writeln!(text, "{} turns dropped to fit --max-length", self.dropped_turns).expect("a String takes text");
         }
         if self.kept_shards > 0 {
-            let kept = counted(self.kept_shards, "shard");
+            let kept = counted(self.kept_shards as u64, "shard");
             let were = if self.kept_shards == 1 { "was" } else { "were" };
             writeln!(text, "{kept} {were} already there and good").expect("a String takes text");
         }
@@ -105,6 +105,6 @@ impl BuildReport {
 }
 
 /// `1 shard`, `2 shards`.
-pub(crate) fn counted(number: usize, name: &str) -> String {
+pub(crate) fn counted(number: u64, name: &str) -> String {
     format!("{number} {name}{}", if number == 1 { "" } else { "s" })
 }

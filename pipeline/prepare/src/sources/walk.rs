@@ -16,38 +16,51 @@ pub(super) fn walk(
     skipped: Option<&Path>,
     visit: &mut dyn FnMut(PathBuf, &Metadata),
 ) -> Result<(), PrepareError> {
-    let mut entered: HashSet<PathBuf> = skipped.and_then(|path| path.canonicalize().ok()).into_iter().collect();
-    let mut links = vec![root.to_owned()];
-    while let Some(link) = links.pop() {
-        enter(&link, &mut entered, &mut links, visit)?;
+    let entered = skipped.and_then(|path| path.canonicalize().ok()).into_iter().collect();
+    let mut known = Known { entered, links: vec![root.to_owned()], shard_sets: Vec::new() };
+    while let Some(link) = known.links.pop() {
+        enter(&link, &mut known, visit)?;
+    }
+    if let Some(first) = known.shard_sets.first() {
+        tracing::warn!(
+            "`{}`: finished shard sets are passed over: {}, the first is `{}`",
+            root.display(),
+            known.shard_sets.len(),
+            first.display()
+        );
     }
     Ok(())
 }
 
-/// Shows the files below `folder`, if it was not `entered` before; links to folders are left for later in `links`.
-fn enter(
-    folder: &Path,
-    entered: &mut HashSet<PathBuf>,
-    links: &mut Vec<PathBuf>,
-    visit: &mut dyn FnMut(PathBuf, &Metadata),
-) -> Result<(), PrepareError> {
+/// What a walk has met.
+struct Known {
+    entered: HashSet<PathBuf>,
+    /// Links to folders, for later.
+    links: Vec<PathBuf>,
+    shard_sets: Vec<PathBuf>,
+}
+
+/// Shows the files below `folder`, if it was not entered before and is no shard set.
+fn enter(folder: &Path, known: &mut Known, visit: &mut dyn FnMut(PathBuf, &Metadata)) -> Result<(), PrepareError> {
     let fault = |fault| PrepareError::io("list", folder)(fault);
-    if !entered.insert(folder.canonicalize().map_err(fault)?) {
+    if !known.entered.insert(folder.canonicalize().map_err(fault)?) {
         return Ok(());
     }
     let entries = fs::read_dir(folder).map_err(fault)?;
     let mut entries: Vec<DirEntry> = entries.collect::<Result<_, _>>().map_err(fault)?;
     let is_there = |name: &str| entries.iter().any(|entry| entry.file_name() == name);
     if is_there(MANIFEST_FILE) && is_there(LENGTHS_FILE) {
-        tracing::warn!("`{}` is a finished shard set: nothing in it is read as raw data", folder.display());
+        known.shard_sets.push(folder.to_owned());
         return Ok(());
     }
     entries.sort_by_key(DirEntry::file_name);
     for entry in entries {
         let path = entry.path();
         match fs::metadata(&path) {
-            Ok(data) if data.is_dir() && entry.file_type().is_ok_and(|kind| kind.is_symlink()) => links.push(path),
-            Ok(data) if data.is_dir() => enter(&path, entered, links, visit)?,
+            Ok(data) if data.is_dir() && entry.file_type().is_ok_and(|kind| kind.is_symlink()) => {
+                known.links.push(path)
+            }
+            Ok(data) if data.is_dir() => enter(&path, known, visit)?,
             Ok(data) if data.is_file() => visit(path, &data),
             _ => {}
         }
