@@ -57,11 +57,10 @@ fn readers<'a>(bench: &'a Bench, input: &'a str, output: &'a str) -> Vec<Vec<&'a
     for source in ["sa1b", "sa1b-paired", "coco", "ai-challenger", "urls"] {
         all.push(vec!["fetch", "--source", source, "--input", input, "--output", output]);
     }
-    let file = &*output;
     for source in ["caps-boxes", "coco"] {
         #[rustfmt::skip]
         all.push(vec![
-            "generate", "--kind", "conversation", "--source", source, "--input", input, "--output", file,
+            "generate", "--kind", "conversation", "--source", source, "--input", input, "--output", output,
             "--endpoint", "http://127.0.0.1:9/v1", "--model", "m",
         ]);
     }
