@@ -73,7 +73,8 @@ impl From<InputArgs> for InputConfig {
   pipeline build-shards --source coco --input captions_train2017.json --images train2017 --processor qwen --output s3://bucket/coco
   pipeline build-shards --mix mix.toml --processor qwen --output shards/validation --validation 0.01 --part validation
 
-Exit code: 0 done, 2 wrong use, 3 more rejects than --max-reject (the shards are written all the same), 1 anything else.")]
+Exit code: 0 done, 2 wrong use, 3 more rejects than --max-reject (the shards are written all the same) or nothing but rejects (the
+reject list alone is left), 1 anything else.")]
 struct BuildArgs {
     /// Raw format.
     #[arg(long, required_unless_present = "mix", requires = "input")]
@@ -450,7 +451,11 @@ fn demo_data(args: DemoArgs) -> Result<Outcome, CommandError> {
 }
 
 fn command_error(fault: PrepareError) -> CommandError {
-    if fault.is_usage() { CommandError::usage(fault) } else { CommandError::failure(fault) }
+    match () {
+        () if fault.is_usage() => CommandError::usage(fault),
+        () if fault.is_quality() => CommandError::quality(fault),
+        () => CommandError::failure(fault),
+    }
 }
 
 #[cfg(test)]

@@ -102,7 +102,11 @@ fn read_whole(
         Some(key) => UnderKey { key, records: &mut records }.deserialize(&mut parser),
     };
     match read.and_then(|()| parser.end()) {
-        Err(fault) if !records.has_stopped => Err(broken_json(path, &fault, "a list of records")),
+        Err(fault) if !records.has_stopped => {
+            let expected =
+                if key.is_some() { "one object that holds the list of records" } else { "a list of records" };
+            Err(broken_json(path, &fault, expected))
+        }
         _ => Ok(()),
     }
 }
@@ -113,8 +117,15 @@ pub(crate) fn broken_json(path: &Path, fault: &serde_json::Error, expected: &'st
         path: path.to_owned(),
         position: format!("line {} column {}", fault.line(), fault.column()),
         expected,
-        found: format!("`{fault}`"),
+        found: format!("`{}`", json_words(fault)),
     }
+}
+
+/// What serde says without the place, which it counts from wherever the parsing began.
+pub(crate) fn json_words(fault: &serde_json::Error) -> String {
+    let text = fault.to_string();
+    let place = format!(" at line {} column {}", fault.line(), fault.column());
+    text.strip_suffix(&place).unwrap_or(&text).to_owned()
 }
 
 /// A list whose records go to `take` as they are parsed.

@@ -10,6 +10,7 @@ use super::output::refused_url;
 use crate::PrepareError;
 use crate::clean::CleanConfig;
 use crate::dialogue::{DialogueConfig, DialogueMode};
+use crate::input_path::check_input;
 use crate::sources::{Holds, Source, SourceOptions};
 
 /// Most copies of an input.
@@ -58,10 +59,8 @@ impl InputConfig {
             _ if !(self.weight > 0.0 && self.weight <= MAX_WEIGHT) => {
                 wrong("weight", "a number above 0 and at most 100", self.weight.to_string())
             }
-            _ if !is_remote(&self.input) && !self.input.exists() => {
-                wrong("--input", "a file or folder", self.input.display().to_string())
-            }
-            _ => Ok(()),
+            _ if is_remote(&self.input) => Ok(()),
+            _ => check_input(&self.input),
         }
     }
 

@@ -4,7 +4,7 @@ use super::Failure;
 use crate::sources::url_path;
 
 /// Folder of the ledger and of unfinished files, in the output folder.
-pub(super) const STATE_FOLDER: &str = ".fetch";
+pub(crate) const STATE_FOLDER: &str = ".fetch";
 /// The failed list, in the output folder.
 pub(super) const FAILED_FILE: &str = "failed.jsonl";
 /// Longest name that common file systems take, in bytes.

@@ -1,6 +1,6 @@
 //! Where the URLs of a data set stand.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -11,6 +11,7 @@ use serde_json::Value;
 use vela_runtime::clap;
 
 use crate::PrepareError;
+use crate::input_path::{check_content, check_input};
 use crate::json_records::read_records;
 use crate::sources::walk;
 
@@ -114,7 +115,7 @@ impl UrlList {
     /// names are read from.
     ///
     /// # Errors
-    /// If there is no such file.
+    /// If there is no such file, or no record in it.
     pub fn open(
         source: UrlSource,
         input: &Path,
@@ -127,12 +128,8 @@ impl UrlList {
         }
         layout.name = name_column.or(layout.name);
         let mut files = Vec::new();
-        let data = fs::metadata(input).map_err(|_| PrepareError::Flag {
-            flag: "--input",
-            expected: "a file or folder".to_owned(),
-            found: input.display().to_string(),
-        })?;
-        match data.is_dir() {
+        check_input(input)?;
+        match input.is_dir() {
             true => walk(input, None, &mut |path, _| {
                 if layout.endings.contains(&ending(&path).as_str()) {
                     files.push(path);
@@ -141,8 +138,17 @@ impl UrlList {
             false => files.push(input.to_owned()),
         }
         match files.is_empty() {
-            true => Err(PrepareError::NoFiles { path: input.to_owned(), expected: layout.expected }),
-            false => Ok(Self { layout, source, files }),
+            true => return Err(PrepareError::NoFiles { path: input.to_owned(), expected: layout.expected }),
+            false => check_content(input, &files)?,
+        }
+        let (this, mut is_empty) = (Self { layout, source, files }, true);
+        this.read(&mut |_| {
+            is_empty = false;
+            ControlFlow::Break(())
+        })?;
+        match is_empty {
+            true => Err(PrepareError::NoRecords { path: input.to_owned() }),
+            false => Ok(this),
         }
     }
 
@@ -251,6 +257,8 @@ fn ending(path: &Path) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn read(source: UrlSource, path: &Path, column: Option<&str>, name: Option<&str>) -> Vec<(String, Option<String>)> {
@@ -300,7 +308,9 @@ mod tests {
         assert!(UrlList::open(UrlSource::Sa1b, &path, None, None).err().expect("absent").is_usage());
         assert!(UrlList::open(UrlSource::Sa1b, root.path(), None, None).err().expect("empty").is_usage());
         fs::write(&path, "http://h/1.jpg").expect("file");
-        let list = UrlList::open(UrlSource::Sa1b, &path, None, None).expect("a file");
-        assert!(list.read(&mut |_| ControlFlow::Continue(())).expect_err("text").is_usage());
+        assert!(UrlList::open(UrlSource::Sa1b, &path, None, None).err().expect("text").is_usage());
+        fs::write(&path, "\n\n").expect("file");
+        let fault = UrlList::open(UrlSource::Urls, &path, None, None).err().expect("no URL");
+        assert!(matches!(fault, PrepareError::NoRecords { .. }), "{fault}");
     }
 }

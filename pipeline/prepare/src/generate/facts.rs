@@ -13,6 +13,7 @@ use vela_runtime::clap;
 use vela_types::Language;
 
 use crate::PrepareError;
+use crate::input_path::check_content;
 use crate::json_records::{broken_json, read_records};
 use crate::sources::Fault;
 
@@ -82,6 +83,21 @@ pub struct FactInput {
 }
 
 impl FactInput {
+    /// Refuses an input without a record, before anything is written.
+    pub(super) fn check_content(&self) -> Result<(), PrepareError> {
+        check_content(&self.input, std::slice::from_ref(&self.input))?;
+        let mut is_empty = true;
+        let first = Self { instances: None, ..self.clone() };
+        first.read(&mut |_| {
+            is_empty = false;
+            ControlFlow::Break(())
+        })?;
+        match is_empty {
+            true => Err(PrepareError::NoRecords { path: self.input.clone() }),
+            false => Ok(()),
+        }
+    }
+
     /// Shows the facts of each image in the file's order.
     pub(super) fn read(&self, take: &mut TakeFacts<'_>) -> Result<(), PrepareError> {
         match self.source {

@@ -10,6 +10,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use vela_types::{Fingerprint, ImageRef};
 
 use super::Fault;
+use super::image_names::may_be_image;
 use super::walk::walk;
 use crate::PrepareError;
 
@@ -58,11 +59,14 @@ pub struct ImageFolder {
 }
 
 impl ImageFolder {
-    /// Lists `root` and every folder below it but `output`, which a build is about to fill.
+    /// Lists what may be an image in `root` and every folder below it but `output`, which a build is about to fill.
     pub fn open(root: Option<&Path>, output: Option<&Path>) -> Result<Self, PrepareError> {
         let (mut files, mut root_parts) = (Vec::new(), Vec::new());
         if let Some(root) = root {
-            walk(root, output, &mut |path, data| files.push((name_below(root, &path), Stamp::from(data))))?;
+            walk(root, output, &mut |path, data| {
+                let name = name_below(root, &path);
+                files.extend(may_be_image(&name).then(|| (name, Stamp::from(data))));
+            })?;
             files.sort_unstable_by(|left, right| left.0.cmp(&right.0));
             let paths = [std::path::absolute(root), root.canonicalize()].into_iter().flatten();
             root_parts.extend(paths.filter_map(|path| {
@@ -117,11 +121,11 @@ impl ImageFolder {
         let is_url = name.starts_with("http://") || name.starts_with("https://");
         let path = if is_url { url_path(name) } else { name.strip_prefix("file://").unwrap_or(name).to_owned() };
         match &self.root {
-            None if is_url => Err(not_local(name)),
+            None if is_url => Err(self.not_local(name)),
             None => Ok(path_ref(&data_folder.join(path))),
             Some(root) if is_url => {
-                let found = self.lookup(&components(&path).ok_or_else(|| not_local(name))?)?;
-                found.map(|found| path_ref(&root.join(found))).ok_or_else(|| not_local(name))
+                let found = self.lookup(&components(&path).ok_or_else(|| self.not_local(name))?)?;
+                found.map(|found| path_ref(&root.join(found))).ok_or_else(|| self.not_local(name))
             }
             Some(root) => {
                 let wanted = self.below_root(&path).ok_or_else(|| outside(name))?;
@@ -144,6 +148,14 @@ impl ImageFolder {
             }
         }
         Some(parts)
+    }
+
+    fn not_local(&self, url: &str) -> Fault {
+        let remedy = match &self.root {
+            Some(root) => format!("below `--images {}`; bring it there with `pipeline fetch`", root.display()),
+            None => "without `--images`; download the images with `pipeline fetch` and pass their folder with `--images DIR`".to_owned(),
+        };
+        Fault::new("missing_image", format!("no local file for `{url}` {remedy}"))
     }
 
     fn lookup(&self, wanted: &[&str]) -> Result<Option<&str>, Fault> {
@@ -200,11 +212,6 @@ fn components(path: &str) -> Option<Vec<&str>> {
 
 fn outside(name: &str) -> Fault {
     Fault::new("outside_images", format!("`{name}`: expected a name below the folder of `--images`, found one outside"))
-}
-
-fn not_local(url: &str) -> Fault {
-    let detail = format!("no local file for `{url}`; download the images and pass their folder with `--images DIR`");
-    Fault::new("missing_image", detail)
 }
 
 /// The path of an http URL below its host, without query and fragment, percent signs decoded.
@@ -292,7 +299,8 @@ mod tests {
         for images in [&images, &ImageFolder::open(None, None).expect("no folder")] {
             let fault = images.resolve("https://host/b.jpg", Path::new(".")).expect_err("absent");
             assert_eq!(fault.cause, "missing_image");
-            assert!(fault.detail.contains("--images"), "{}", fault.detail);
+            assert!(fault.detail.contains("--images") && fault.detail.contains("pipeline fetch"), "{}", fault.detail);
+            assert_eq!(fault.detail.contains("pass their folder"), images.is_beside_data(), "{}", fault.detail);
         }
     }
 

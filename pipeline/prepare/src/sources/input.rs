@@ -16,6 +16,7 @@ use super::{
 };
 use crate::PrepareError;
 use crate::build::InputConfig;
+use crate::input_path::{check_content, check_input};
 
 /// One raw file.
 pub struct InputFile {
@@ -50,7 +51,7 @@ pub struct InputSet {
 
 impl InputSet {
     /// Finds and scans the raw files of `config`, in a file or a folder searched to the bottom; nothing below `output` is an
-    /// input. `seed` is that of draws among a record's captions.
+    /// input. `seed` is that of draws among a record's captions. Refuses an input without a single record.
     pub fn open(
         config: &InputConfig,
         images: &Arc<ImageFolder>,
@@ -60,6 +61,7 @@ impl InputSet {
         let InputConfig { source, input, options, name: input_name, .. } = config;
         let format = InputFormat::of(*source, input, options)?;
         let paths = format.find(output)?;
+        check_content(input, &paths)?;
         let open = |path: &PathBuf| {
             let name = file_name(&format.root, path);
             let below = match path.is_dir() {
@@ -73,14 +75,15 @@ impl InputSet {
         };
         let set = Self { files: paths.iter().map(open).collect::<Result<_, PrepareError>>()? };
         check_ids_apart(set.files.iter())?;
-        match set.num_records() > 0 && set.files.iter().all(|file| file.records.num_recognized() == 0) {
-            true => Err(PrepareError::WrongFormat {
+        match () {
+            () if set.num_records() == 0 => Err(PrepareError::NoRecords { path: input.to_owned() }),
+            () if set.files.iter().all(|file| file.records.num_recognized() == 0) => Err(PrepareError::WrongFormat {
                 path: input.to_owned(),
                 source_name: source.as_str(),
                 expected: format.expected,
                 found: "without a single record of that format",
             }),
-            false => Ok(set),
+            () => Ok(set),
         }
     }
 
@@ -146,6 +149,7 @@ impl InputFormat {
     /// The files in the order of their names.
     fn find(&self, output: Option<&Path>) -> Result<Vec<PathBuf>, PrepareError> {
         let root = &self.root;
+        check_input(root)?;
         let mut paths = Vec::new();
         match fs::metadata(root).map_err(PrepareError::io("read", root))?.is_dir() {
             true if self.source == Source::Cogvlm => paths = cogvlm::label_folders(root, output)?,

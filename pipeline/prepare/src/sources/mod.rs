@@ -6,6 +6,7 @@ mod coco;
 mod cogvlm;
 mod fields;
 mod finevision;
+mod image_names;
 mod images;
 mod input;
 mod json_file;

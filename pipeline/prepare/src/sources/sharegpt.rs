@@ -13,6 +13,7 @@ use super::json_file::{Head, JsonFormat};
 use super::table_file::{Row, TableFormat};
 use super::{Fault, RawContent, cells};
 use crate::PrepareError;
+use crate::input_path::check_input;
 
 const SOURCE: &str = "sharegpt";
 const REGISTRY: &str = "dataset_info.json";
@@ -144,6 +145,7 @@ impl Columns {
 /// The file of `dataset` and its columns, from the registry `input` or the one in the folder `input`.
 pub(super) fn registered(input: &Path, dataset: &str) -> Result<(PathBuf, Columns), PrepareError> {
     let registry = if input.is_dir() { input.join(REGISTRY) } else { input.to_owned() };
+    check_input(&registry)?;
     let text = fs::read(&registry).map_err(PrepareError::io("read", &registry))?;
     let wrong = |expected: &str, found: String| PrepareError::Flag {
         flag: "--dataset",
