@@ -278,7 +278,7 @@ mod tests {
             if !resample_avx2::is_available() {
                 return Ok(());
             }
-            resample_avx2::WITHOUT_VNNI.set(without_vnni);
+            crate::pixels::machine::WITHOUT_VNNI.set(without_vnni);
             let filter = Filter::from_code(code).expect("a filter with weights");
             let mode = if torchvision { ImageMode::Torchvision } else { ImageMode::Pillow };
             let rows = samples((width * height) as usize * CHANNELS, seed);

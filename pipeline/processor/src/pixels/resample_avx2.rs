@@ -13,6 +13,7 @@ use std::arch::x86_64::{
     _mm256_sra_epi32, _mm256_storeu_si256, _mm256_unpackhi_epi8, _mm256_unpacklo_epi8, _mm256_zextsi128_si256,
 };
 
+use super::machine::has_vnni;
 use super::resample::CHANNELS;
 use super::weights::{AxisWeights, LOW_BITS};
 
@@ -26,20 +27,6 @@ const LOAD: usize = 16;
 /// Whether this machine can run the functions below.
 pub(super) fn is_available() -> bool {
     is_x86_feature_detected!("avx2")
-}
-
-#[cfg(test)]
-thread_local! {
-    /// Lets a test run what machines without VNNI run.
-    pub(super) static WITHOUT_VNNI: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
-}
-
-fn has_vnni() -> bool {
-    #[cfg(test)]
-    if WITHOUT_VNNI.get() {
-        return false;
-    }
-    is_x86_feature_detected!("avx512vl") && is_x86_feature_detected!("avx512vnni")
 }
 
 /// The first pass over whole rows of `from_bytes`.

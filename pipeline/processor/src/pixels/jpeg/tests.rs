@@ -8,6 +8,7 @@ use std::path::Path;
 use vela_types::SeedStream;
 
 use super::*;
+use crate::pixels::machine::WITHOUT_VNNI;
 
 const MAX_PIXELS: u64 = 1 << 20;
 
@@ -45,9 +46,13 @@ fn course(file: &[u8]) -> Course {
 }
 
 fn compare(file: &[u8], what: &str) -> Course {
-    let taken_over = Picture::open(file, MAX_PIXELS).map_err(|fault| format!("{fault:?}")).and_then(read);
     let alone = by_library(file);
-    assert!(taken_over == alone, "{what}: {:?}, {:?}", taken_over.map(|s| s.len()), alone.map(|s| s.len()));
+    for without_vnni in [false, true] {
+        WITHOUT_VNNI.set(without_vnni);
+        let taken_over = Picture::open(file, MAX_PIXELS).map_err(|fault| format!("{fault:?}")).and_then(read);
+        let is_same = taken_over == alone;
+        assert!(is_same, "{what}: {:?}, {:?}", taken_over.map(|all| all.len()), alone.map(|all| all.len()));
+    }
     course(file)
 }
 
