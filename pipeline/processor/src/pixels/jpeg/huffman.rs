@@ -46,7 +46,7 @@ const fn places() -> [u8; 64] {
 }
 
 /// What the first [`LOOK`] bits mean. From the lowest bit, 8 bits each: length of code and value, length of the code,
-/// length of the value, step (how far the coefficient stands from the last).
+/// 63 less the length of the value, step (how far the coefficient stands from the last).
 #[derive(Clone, Copy)]
 struct Entry(u32);
 
@@ -62,7 +62,7 @@ impl Entry {
             (Kind::Ac, _, 0) => STEP_END,
             (Kind::Ac, ..) => zeros + 1,
         };
-        Self(length + size | length << 8 | (63 - size) << 16 | step << 24)
+        Self((length + size) | (length << 8) | ((63 - size) << 16) | (step << 24))
     }
 
     fn step(self) -> u32 {
@@ -184,7 +184,7 @@ impl Bits {
         let value = from_value >> 1 >> (entry >> 16 & 63);
         let is_negative = !(from_value as i64 >> 63) as u64;
         // All ones above the value's bits.
-        let above = u64::MAX << (entry >> 16 & 63 ^ 63);
+        let above = u64::MAX << ((entry >> 16 & 63) ^ 63);
         self.bits <<= entry & 63;
         self.count -= entry & 0xFF;
         value.wrapping_add(is_negative & above.wrapping_add(1)) as i16

@@ -70,7 +70,7 @@ impl Blocks {
     /// Multiplies by the quantisation steps, transforms, and leaves the coefficients zero. False, and the samples mean
     /// nothing, where the library might differ.
     #[target_feature(enable = "avx2")]
-    pub(super) fn to_samples(&mut self, steps: &[i16; 64], samples: &mut Samples) -> bool {
+    pub(super) fn transform(&mut self, steps: &[i16; 64], samples: &mut Samples) -> bool {
         let mut is_exact = true;
         for first in (0..LANES).step_by(VECTOR_LANES) {
             is_exact &= match has_vnni() {

@@ -172,7 +172,7 @@ impl Pending {
     #[target_feature(enable = "avx2")]
     fn transform(&mut self, plane: &mut Plane<'_>) -> Result<(), Unreadable> {
         let mut samples = Samples::new();
-        if !self.blocks.to_samples(&self.component.steps, &mut samples) {
+        if !self.blocks.transform(&self.component.steps, &mut samples) {
             return Err(Unreadable);
         }
         for (lane, place) in self.places[..self.num_lanes].iter().enumerate() {

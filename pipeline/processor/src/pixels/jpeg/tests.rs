@@ -147,10 +147,11 @@ fn drawn_file(draws: &mut SeedStream) -> Vec<u8> {
 /// The files that Pillow is compared on: every sampling, order of scans and colour.
 fn golden_files() -> Vec<(String, Vec<u8>)> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/processor/files");
-    let paths = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let entries = fs::read_dir(folder).expect("the goldens are part of the repository");
+    let paths = entries.map(|entry| entry.expect("a readable folder").path());
     let mut files: Vec<_> = paths
         .filter(|path| path.extension().is_some_and(|extension| extension == "jpg"))
-        .map(|path| (path.display().to_string(), fs::read(&path).unwrap()))
+        .map(|path| (path.display().to_string(), fs::read(&path).expect("a readable file")))
         .collect();
     files.sort();
     files
