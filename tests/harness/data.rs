@@ -14,3 +14,12 @@ pub fn sample_data() -> Option<PathBuf> {
 pub fn skip(test: &str, reason: &str) {
     eprintln!("skipped: {test}: {reason}");
 }
+
+/// The file or folder `name` of the real sample data; where it is absent, `None` and a word about the `test` that skips.
+pub fn sample_file(name: &str, test: &str) -> Option<PathBuf> {
+    let found = sample_data().map(|folder| folder.join(name)).filter(|path| path.exists());
+    if found.is_none() {
+        skip(test, &format!("`{name}` of the sample data is absent"));
+    }
+    found
+}

@@ -8,4 +8,4 @@ mod data;
 pub mod s3;
 
 pub use command::{Finished, Running, run, start};
-pub use data::{sample_data, skip};
+pub use data::{sample_data, sample_file, skip};

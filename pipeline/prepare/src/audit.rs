@@ -14,7 +14,7 @@ use vela_runtime::{Progress, Shutdown};
 use vela_types::ImageRef;
 
 use crate::PrepareError;
-use crate::build::{InputConfig, Reject, check_share};
+use crate::build::{InputConfig, Reject, check_share, counted};
 use crate::sources::{Entry, Fault, ImageFolder, InputFile, InputSet, RawContent};
 
 /// Records looked at together: the threads share them, and their faults are told in the order of the records.
@@ -96,12 +96,16 @@ impl AuditReport {
 
     /// A few lines for people.
     pub fn to_text(&self) -> String {
-        let mut text = format!("{} records, {} images", self.records, self.images);
+        let mut text = format!("{}, {}", counted(self.records, "record"), counted(self.images, "image"));
         for (cause, count) in &self.rejected {
             text.push_str(&format!("\n  {count} {cause}"));
         }
         for Reject { file, record, detail, .. } in &self.examples {
             text.push_str(&format!("\n{file}, record {record}: {detail}"));
+        }
+        let more = self.rejected.values().sum::<u64>().saturating_sub(self.examples.len() as u64);
+        if more > 0 {
+            text.push_str(&format!("\nand {more} more; `--rejects FILE` lists them all"));
         }
         text + "\n"
     }

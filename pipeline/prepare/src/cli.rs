@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use vela_processor::{ImageCheck, ImageMode};
+use vela_runtime::clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use vela_runtime::clap::{self, Args, Parser, Subcommand, ValueEnum};
 use vela_runtime::{ByteSize, CommandError, ExitStatus, Outcome, Progress, Shutdown, run_command};
 use vela_types::PackLimits;
@@ -72,7 +73,8 @@ impl From<InputArgs> for InputConfig {
   pipeline build-shards --source coco --input captions_train2017.json --images train2017 --processor qwen --output s3://bucket/coco
   pipeline build-shards --mix mix.toml --processor qwen --output shards/validation --validation 0.01 --part validation
 
-Exit code: 0 done, 2 wrong use, 3 more rejects than --max-reject (the shards are written all the same), 1 anything else.")]
+Exit code: 0 done, 2 wrong use, 3 more rejects than --max-reject (the shards are written all the same) or nothing but rejects (the
+reject list alone is left), 1 anything else.")]
 struct BuildArgs {
     /// Raw format.
     #[arg(long, required_unless_present = "mix", requires = "input")]
@@ -83,7 +85,7 @@ struct BuildArgs {
     /// Folder with the images; URLs and relative names are mapped into it.
     #[arg(long, requires = "source")]
     images: Option<PathBuf>,
-    /// TOML file of several inputs with weights, instead of --source and --input.
+    /// TOML file of several inputs with weights, instead of --source and --input; flags of cleaning replace its keys one by one.
     #[arg(long, conflicts_with_all = ["source", "dialogue"])]
     mix: Option<PathBuf>,
     #[command(flatten)]
@@ -94,8 +96,9 @@ struct BuildArgs {
     /// Where the shard set goes: a folder, or a URL (file://, s3://, gs://, az://).
     #[arg(long)]
     output: String,
-    /// How records become dialogues [default: keep for llava, caption for captions].
-    #[arg(long)]
+    /// How records become dialogues [default: keep for llava, caption for captions]. Those of a language model are made by
+    /// `pipeline generate` and read by `--source llava`.
+    #[arg(long, value_parser = dialogue_mode())]
     dialogue: Option<DialogueMode>,
     /// Most questions that `--dialogue rules` cuts from a caption besides the description [default: 5].
     #[arg(long)]
@@ -129,6 +132,15 @@ struct BuildArgs {
     max_reject: f64,
     #[command(flatten)]
     clean: CleanConfig,
+}
+
+/// Reads a dialogue mode. `llm` is a command of its own, as it asks a server, costs money and is resumed by itself.
+fn dialogue_mode() -> impl TypedValueParser<Value = DialogueMode> {
+    let modes = DialogueMode::value_variants().iter().filter_map(DialogueMode::to_possible_value);
+    PossibleValuesParser::new(modes.chain([PossibleValue::new("llm").hide(true)])).try_map(|mode| match &*mode {
+        "llm" => Err("make such dialogues by `pipeline generate` and read its output with `--source llava`".to_owned()),
+        mode => DialogueMode::from_str(mode, false),
+    })
 }
 
 /// The image modes by their flag names.
@@ -279,9 +291,12 @@ impl BuildArgs {
     fn inputs(&mut self) -> Result<(Vec<InputConfig>, CleanConfig), PrepareError> {
         let clean = std::mem::take(&mut self.clean);
         if let Some(path) = &self.mix {
+            if let Some(flag) = self.options.given().chain(self.rule_flags()).next() {
+                let (expected, found) = ("it as a key of the mix's `[[input]]`".to_owned(), "--mix".to_owned());
+                return Err(PrepareError::Flag { flag, expected, found });
+            }
             let mix = Mix::read(path)?;
-            let clean = if clean == CleanConfig::default() { mix.clean } else { clean };
-            return Ok((mix.inputs, clean));
+            return Ok((mix.inputs, clean.or(mix.clean)));
         }
         let (Some(source), Some(input)) = (self.source, self.input.take()) else {
             let (expected, found) = ("`--source` and `--input`, or `--mix`".to_owned(), "none".to_owned());
@@ -293,15 +308,20 @@ impl BuildArgs {
         Ok((vec![InputConfig { images, options, dialogue, ..defaults }], clean))
     }
 
-    /// How records become dialogues; the flags of rule dialogues are refused without them.
-    fn dialogue(&self, default: DialogueMode) -> Result<DialogueConfig, PrepareError> {
-        let mode = self.dialogue.unwrap_or(default);
-        let given = [
+    /// The flags of rule dialogues that are given.
+    fn rule_flags(&self) -> impl Iterator<Item = &'static str> {
+        let flags = [
             ("--max-facts", self.max_facts.is_some()),
             ("--no-description", self.no_description),
             ("--short-answers", self.short_answers),
         ];
-        if let Some((flag, _)) = given.into_iter().find(|(_, given)| *given && mode != DialogueMode::Rules) {
+        flags.into_iter().filter(|(_, is_given)| *is_given).map(|(flag, _)| flag)
+    }
+
+    /// How records become dialogues; the flags of rule dialogues are refused without them.
+    fn dialogue(&self, default: DialogueMode) -> Result<DialogueConfig, PrepareError> {
+        let mode = self.dialogue.unwrap_or(default);
+        if let Some(flag) = self.rule_flags().find(|_| mode != DialogueMode::Rules) {
             let found = format!("--dialogue {}", format!("{mode:?}").to_lowercase());
             return Err(PrepareError::Flag { flag, expected: "`--dialogue rules` beside it".to_owned(), found });
         }
@@ -431,5 +451,80 @@ fn demo_data(args: DemoArgs) -> Result<Outcome, CommandError> {
 }
 
 fn command_error(fault: PrepareError) -> CommandError {
-    if fault.is_usage() { CommandError::usage(fault) } else { CommandError::failure(fault) }
+    match () {
+        () if fault.is_usage() => CommandError::usage(fault),
+        () if fault.is_quality() => CommandError::quality(fault),
+        () => CommandError::failure(fault),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{KeptLanguage, Likeness, Part};
+
+    const MIX: &str = "[clean]\nlanguages = [\"zh\"]\nmin_chars = 20\ndedupe = [\"text\"]\n\
+                       [[input]]\nsource = \"llava\"\npath = \"a.json\"\n";
+
+    fn config(mix: &str, flags: &[&str]) -> Result<BuildConfig, PrepareError> {
+        let folder = tempfile::tempdir().expect("temp folder");
+        let path = folder.path().join("mix.toml");
+        std::fs::write(&path, mix).expect("file");
+        let path = path.to_string_lossy().into_owned();
+        let fixed = ["pipeline", "build-shards", "--mix", path.as_str(), "--processor", "p", "--output", "o"];
+        let cli = Cli::try_parse_from(fixed.iter().chain(flags)).expect("known flags");
+        let Command::BuildShards(args) = cli.command else { panic!("another command") };
+        BuildConfig::try_from(args)
+    }
+
+    #[test]
+    fn a_cleaning_flag_replaces_its_own_key_of_a_mix_and_no_other() {
+        let of_mix = CleanConfig {
+            languages: vec![KeptLanguage::Zh],
+            min_chars: Some(20),
+            dedupe: vec![Likeness::Text],
+            ..CleanConfig::default()
+        };
+        assert_eq!(config(MIX, &[]).expect("a build").clean, of_mix);
+        let flags = ["--min-chars", "5", "--validation", "0.1", "--part", "train"];
+        let expected =
+            CleanConfig { min_chars: Some(5), validation: Some(0.1), part: Some(Part::Train), ..of_mix.clone() };
+        assert_eq!(config(MIX, &flags).expect("a build").clean, expected);
+        let flags = ["--languages", "en", "--dedupe", "image", "--max-chars", "900"];
+        let (languages, dedupe) = (vec![KeptLanguage::En], vec![Likeness::Image]);
+        let expected = CleanConfig { languages, dedupe, max_chars: Some(900), ..of_mix };
+        assert_eq!(config(MIX, &flags).expect("a build").clean, expected);
+    }
+
+    #[test]
+    fn flags_that_a_mix_has_keys_for_are_refused_by_name() {
+        let cases: [&[&str]; 8] = [
+            &["--captions", "one"],
+            &["--split", "train"],
+            &["--answer", "a"],
+            &["--dataset", "mllm_demo"],
+            &["--min-rating", "relevance=4"],
+            &["--max-facts", "3"],
+            &["--no-description"],
+            &["--short-answers"],
+        ];
+        for flags in cases {
+            let fault = config(MIX, flags).expect_err(flags[0]);
+            assert!(fault.is_usage() && fault.to_string().contains(flags[0]), "{fault}");
+        }
+    }
+
+    #[test]
+    fn dialogues_of_a_language_model_lead_to_the_command_that_makes_them() {
+        let line =
+            ["pipeline", "build-shards", "--source", "sa1b", "--input", "i", "--processor", "p", "--output", "o"];
+        let said = |mode: &str| {
+            Cli::try_parse_from(line.iter().chain(&["--dialogue", mode])).err().map(|fault| fault.to_string())
+        };
+        let fault = said("llm").expect("refused");
+        assert!(fault.contains("pipeline generate") && fault.contains("--source llava"), "{fault}");
+        assert_eq!(said("rules"), None);
+        let fault = said("rule").expect("refused");
+        assert!(fault.contains("keep") && fault.contains("caption") && !fault.contains("llm"), "{fault}");
+    }
 }

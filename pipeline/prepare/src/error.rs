@@ -67,6 +67,21 @@ pub enum PrepareError {
         /// What is there instead.
         found: &'static str,
     },
+    /// The samples of two files would have the same ids.
+    #[error(
+        "the samples of `{}` and `{}` would have the same ids, `{prefix}/...`: rename one of the files, or give one of two inputs of a \
+         mix a `name` of its own",
+        first.display(),
+        second.display()
+    )]
+    SameIds {
+        /// One file.
+        first: PathBuf,
+        /// The other.
+        second: PathBuf,
+        /// What all ids of both begin with.
+        prefix: String,
+    },
     /// A Parquet file cannot be read.
     #[error("cannot read the Parquet file `{}`", path.display())]
     Parquet {
@@ -96,10 +111,10 @@ pub enum PrepareError {
         /// Fields of the file.
         found: String,
     },
-    /// Another process has the ledger or cache open.
+    /// Another process has the ledger or cache open, or builds into the folder.
     #[error("`{}` is in use by another process; wait for it, or choose another output", path.display())]
-    JournalInUse {
-        /// The file.
+    InUse {
+        /// The file or folder.
         path: PathBuf,
     },
     /// A file where our ledger or cache should be is something else.
@@ -151,9 +166,9 @@ pub enum PrepareError {
         /// Records settled.
         done: u64,
     },
-    /// The output folder is in use.
+    /// The output folder or file is in use.
     #[error(
-        "`--output {}` is in use: expected {expected}, found {found}; choose another `--output`, or delete the folder \
+        "`--output {}` is in use: expected {expected}, found {found}; choose another `--output`, or delete it \
          if it is no longer needed",
         path.display()
     )]
@@ -164,6 +179,20 @@ pub enum PrepareError {
         expected: String,
         /// What it holds.
         found: String,
+    },
+    /// Writing the output would take finished dialogues away.
+    #[error(
+        "`--output {}` holds {lost} dialogues that are not among the {made} of this run; it was left as it is: give the whole input, \
+         raise `--limit` or `--token-budget`, or choose another `--output`",
+        path.display()
+    )]
+    WouldLose {
+        /// The output.
+        path: PathBuf,
+        /// Dialogues that only the output has.
+        lost: u64,
+        /// Dialogues that were made.
+        made: u64,
     },
     /// A task of another build, or of this one where its inputs look different.
     #[error(
@@ -200,8 +229,17 @@ pub enum PrepareError {
         /// Records to look at.
         total: u64,
     },
+    /// The input is empty.
+    #[error("`--input`: expected at least one record, found no record in `{}`", path.display())]
+    NoRecords {
+        /// The input.
+        path: PathBuf,
+    },
     /// Every record was rejected, so there is nothing to write.
-    #[error("no sample is left of {records} records; the reject list `{}` names every cause", rejects.display())]
+    #[error(
+        "no sample is left of {records} records; the reject list `{}` names every cause, and the folder can be used again",
+        rejects.display()
+    )]
     NothingLeft {
         /// Records read.
         records: u64,
@@ -247,6 +285,11 @@ impl PrepareError {
         move |source| Self::Parquet { path, source: Box::new(source) }
     }
 
+    /// True for data below the accepted quality.
+    pub fn is_quality(&self) -> bool {
+        matches!(self, Self::NothingLeft { .. })
+    }
+
     /// True for wrong use: flags, inputs or folders that the user must change.
     pub fn is_usage(&self) -> bool {
         matches!(
@@ -254,12 +297,15 @@ impl PrepareError {
             Self::Flag { .. }
                 | Self::Mix(_)
                 | Self::NoFiles { .. }
+                | Self::NoRecords { .. }
                 | Self::BrokenFile { .. }
                 | Self::WrongFormat { .. }
+                | Self::SameIds { .. }
                 | Self::MissingColumn { .. }
                 | Self::MissingField { .. }
                 | Self::ForeignJournal { .. }
                 | Self::OutputInUse { .. }
+                | Self::WouldLose { .. }
                 | Self::OtherPlan { .. }
                 | Self::ProcessorFolder { .. }
         )

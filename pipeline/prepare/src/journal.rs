@@ -43,7 +43,7 @@ impl Journal {
         let file = file.map_err(PrepareError::io("open", path))?;
         match file.try_lock() {
             Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(PrepareError::JournalInUse { path: path.to_owned() }),
+            Err(TryLockError::WouldBlock) => return Err(PrepareError::InUse { path: path.to_owned() }),
             Err(TryLockError::Error(fault)) => return Err(PrepareError::io("lock", path)(fault)),
         }
         let mut this = Self { path: path.to_owned(), file, end: 0, damaged: 0 };
@@ -137,6 +137,14 @@ pub(crate) fn replace_file(path: &Path, partial: &Path) -> Result<(), PrepareErr
     }
 }
 
+/// Makes the folder that `path` names its file in.
+pub(crate) fn make_parent(path: &Path) -> Result<(), PrepareError> {
+    match path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+        Some(folder) => std::fs::create_dir_all(folder).map_err(PrepareError::io("create the folder", folder)),
+        None => Ok(()),
+    }
+}
+
 /// Removes a file that may not be there.
 pub(crate) fn remove_if_there(path: &Path) -> Result<(), PrepareError> {
     match std::fs::remove_file(path) {
@@ -193,7 +201,7 @@ mod tests {
         }
         let path = root.path().join("j");
         let _held = open(&path).expect("starts");
-        assert!(matches!(open(&path), Err(PrepareError::JournalInUse { .. })));
+        assert!(matches!(open(&path), Err(PrepareError::InUse { .. })));
     }
 
     #[test]

@@ -15,6 +15,7 @@ mod error;
 mod fetch;
 mod generate;
 mod http;
+mod input_path;
 mod journal;
 mod json_records;
 mod page;

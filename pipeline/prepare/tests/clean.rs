@@ -170,3 +170,32 @@ fn no_shard_is_smaller_for_what_is_left_out() {
     assert!(rows.len() > 2 && rows[..rows.len() - 1].iter().all(|&num| num == rows[0]), "{rows:?}");
     assert_eq!(rows.iter().sum::<u64>(), report.samples);
 }
+
+/// Published sets name their files alike, `train-00000-of-00001.parquet` say.
+#[test]
+fn inputs_whose_samples_would_share_ids_need_names() {
+    let place = Place::new();
+    let answers: Vec<String> = (0..3).map(|index| format!("Answer number {index}.")).collect();
+    fs::create_dir(place.folder.path().join("other")).expect("folder");
+    let paths = [place.lines("train", &answers), place.lines("other/train", &answers[..2])];
+    let inputs = |name: Option<&str>| {
+        let second = InputConfig { name: name.map(str::to_owned), ..InputConfig::new(Source::Llava, &paths[1]) };
+        vec![InputConfig::new(Source::Llava, &paths[0]), second]
+    };
+    let output = place.folder.path().join("named").to_string_lossy().into_owned();
+    let build = |inputs: Vec<InputConfig>| {
+        let config = BuildConfig::new(inputs, &place.demo.processor, output.clone());
+        build_shards(&config, &Progress::hidden(), &Shutdown::new())
+    };
+    let fault = build(inputs(None)).expect_err("refused");
+    let text = fault.to_string();
+    assert!(fault.is_usage() && paths.iter().all(|path| text.contains(&*path.to_string_lossy())), "{text}");
+    assert!(build(inputs(Some("a/b"))).expect_err("no word").is_usage());
+    let report = build(inputs(Some("other"))).expect("built");
+    assert_eq!((report.samples, report.records), (5, 5));
+    let store = open_store(&output).expect("store");
+    let manifest = Manifest::load(store.as_ref()).expect("manifest");
+    let reader = ShardReader::open(store.as_ref(), &manifest.shards[0]).expect("shard");
+    let ids: Vec<String> = (0..reader.rows()).map(|row| reader.read(row).expect("row").id).collect();
+    assert_eq!(ids, ["llava/train/0", "llava/train/1", "llava/train/2", "llava/other/train/0", "llava/other/train/1"]);
+}

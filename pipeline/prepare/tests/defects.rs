@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 use vela_prepare::{
@@ -13,6 +12,7 @@ use vela_processor::codec::{encode_jpeg, encode_png};
 use vela_processor::{ImageCheck, Processor, ProcessorOptions};
 use vela_runtime::{Progress, Shutdown};
 use vela_shard::{Manifest, ShardReader, open_store};
+use vela_tests::sample_file;
 use vela_types::{IGNORE_LABEL, Record};
 
 /// A folder of raw files, with a processor.
@@ -87,18 +87,6 @@ fn write_photos(raw: &Raw, names: &[&str]) {
     }
 }
 
-/// A folder of the sample data, or `None` with a word about the test that skips.
-#[expect(clippy::print_stderr, reason = "a test that skips says so")]
-fn sample_data(name: &str, test: &str) -> Option<PathBuf> {
-    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-    let root = std::env::var("VELA_DATA").map_or_else(|_| workspace.join("../shared/data"), PathBuf::from);
-    let path = root.join(name);
-    if !path.exists() {
-        eprintln!("skipped: {test}: `{}` is absent", path.display());
-    }
-    path.exists().then_some(path)
-}
-
 /// Ids made from repeated images overlapped, so that captions met the wrong photo.
 #[test]
 fn defect_01_two_files_sharing_images_keep_every_pair_with_its_own_text_and_photo() {
@@ -147,7 +135,7 @@ fn defect_02_the_three_instruct_files_together_lose_no_record() {
 #[test]
 fn defect_02_the_published_heads_of_the_instruct_files_lose_no_record() {
     let test = "defect_02_the_published_heads_of_the_instruct_files_lose_no_record";
-    let Some(folder) = sample_data("llava_records", test) else { return };
+    let Some(folder) = sample_file("llava_records", test) else { return };
     let raw = Raw::new();
     let mut expected = 0;
     for name in ["conversation_58k", "detail_23k", "complex_reasoning_77k"] {
@@ -241,7 +229,7 @@ fn defect_18_files_are_read_by_their_bytes_and_turned_as_exif_says() {
 #[test]
 fn defect_18_published_cmyk_grey_and_rotated_photos_are_read() {
     let test = "defect_18_published_cmyk_grey_and_rotated_photos_are_read";
-    let Some(folder) = sample_data("images_tricky", test) else { return };
+    let Some(folder) = sample_file("images_tricky", test) else { return };
     let raw = Raw::new();
     let mut list = Vec::new();
     let names =

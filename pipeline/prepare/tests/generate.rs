@@ -71,10 +71,10 @@ impl Place {
 
     fn command_to(&self, server: &Server, kind: &str, output: &str, more: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_pipeline"));
-        command
-            .env("NO_PROXY", "*")
-            .stdin(Stdio::null())
-            .args(["generate", "--json", "--model", "stub", "--kind", kind]);
+        command.env("NO_PROXY", "*").stdin(Stdio::null()).args(["generate", "--json", "--kind", kind]);
+        if !more.contains(&"--model") {
+            command.args(["--model", "stub"]);
+        }
         command
             .args(["--endpoint", &server.url("v1"), "--first-wait", "10ms", "--input"])
             .arg(self.path("facts.jsonl"));
@@ -393,8 +393,59 @@ fn records_that_cannot_be_asked_about_are_rejects_and_the_rest_goes_on() {
     let report = place.report(&server, 3, &[]);
     assert_eq!(report["rejected"], json!({"broken_json": 1, "duplicate_id": 1, "no_captions": 1}), "{report}");
     assert_eq!((report["samples"].as_u64(), place.causes().into_keys().collect::<Vec<_>>()), (Some(4), vec![4, 5, 6]));
-    let limited = place.report(&server, 0, &["--limit", "3"]);
+    let (cache, elsewhere) = (place.path("out.jsonl.cache").display().to_string(), ["--limit", "3", "--cache"]);
+    let mut limited =
+        place.command_to(&server, "conversation", "limited.jsonl", &[&elsewhere[..], &[cache.as_str()]].concat());
+    let limited: Value = serde_json::from_slice(&limited.output().expect("the binary starts").stdout).expect("JSON");
     assert_eq!((limited["records"].as_u64(), limited["cached"].as_u64()), (Some(3), Some(3)));
+}
+
+#[test]
+fn finished_dialogues_are_never_replaced_by_others_or_by_fewer() {
+    let server = Server::start(|request| talk(number(request)));
+    let place = Place::new(6);
+    // The folder of the output is made, as the examples of the documentation expect.
+    let run =
+        |kind: &str, more: &[&str]| place.command_to(&server, kind, "gen/new/c.jsonl", more).output().expect("starts");
+    assert_eq!(report(&run("conversation", &[]), 0)["samples"].as_u64(), Some(6));
+    let read = || {
+        ["c.jsonl", "c.jsonl.rejects", "c.jsonl.settings"]
+            .map(|name| fs::read(place.path("gen/new").join(name)).expect(name))
+    };
+    let finished = read();
+    let budget = ["--token-budget", "1"];
+    for (kind, more, said) in [
+        ("detail", &budget[..], "--kind conversation"),
+        ("conversation", &["--seed", "9", "--token-budget", "1"], "--seed 0"),
+        ("conversation", &["--model", "other", "--token-budget", "1"], "--model stub"),
+        ("conversation", &["--temperature", "0.1"], "--temperature 0.7"),
+        ("conversation", &["--max-tokens", "7"], "--max-tokens 1024"),
+        ("conversation", &["--limit", "2"], "4 dialogues"),
+    ] {
+        let output = run(kind, more);
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{more:?}: {told}");
+        assert!(told.contains("c.jsonl") && told.contains(said), "{more:?}: {told}");
+        assert_eq!(read(), finished, "{more:?}");
+    }
+    assert_eq!(server.requests().len(), 6, "nobody is asked in vain");
+
+    // A list that became longer, and one that lost a record.
+    let lines = fs::read_to_string(place.path("facts.jsonl")).expect("facts");
+    place.write("facts.jsonl", &format!("{lines}{}\n", lines.lines().next().expect("a line").replace("0000", "0009")));
+    assert_eq!(report(&run("conversation", &[]), 0)["samples"].as_u64(), Some(7));
+    place.write("facts.jsonl", &lines);
+    let output = run("conversation", &budget);
+    assert!(
+        output.status.code() == Some(2) && String::from_utf8_lossy(&output.stderr).contains("1 dialogues"),
+        "{output:?}"
+    );
+    assert_eq!(place.lines("gen/new/c.jsonl").len(), 7);
+    // Of unknown settings.
+    fs::remove_file(place.path("gen/new/c.jsonl.settings")).expect("there");
+    assert_eq!(run("conversation", &[]).status.code(), Some(2));
+    fs::write(place.path("gen/new/c.jsonl"), "").expect("emptied");
+    assert_eq!(report(&run("detail", &["--max-reject", "1"]), 0)["records"].as_u64(), Some(6));
 }
 
 #[test]

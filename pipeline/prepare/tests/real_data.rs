@@ -9,20 +9,10 @@ use serde_json::Value;
 use vela_prepare::python_literal::{Literal, parse};
 use vela_prepare::{BuildConfig, ImageFolder, InputConfig, InputSet, RawContent, Reject, Source, build_shards};
 use vela_runtime::{Progress, Shutdown};
+use vela_tests::sample_file;
 
 fn workspace() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
-}
-
-/// A folder of the sample data, or `None` with a word about the test that skips.
-#[expect(clippy::print_stderr, reason = "a test that skips says so")]
-fn sample_data(name: &str, test: &str) -> Option<PathBuf> {
-    let root = std::env::var("VELA_DATA").map_or_else(|_| workspace().join("../shared/data"), PathBuf::from);
-    let path = root.join(name);
-    if !path.exists() {
-        eprintln!("skipped: {test}: `{}` is absent", path.display());
-    }
-    path.exists().then_some(path)
 }
 
 /// The value that JSON made of a Python one: tuples are lists.
@@ -56,7 +46,7 @@ fn what_python_printed_is_read_as_python_reads_it() {
 
 #[test]
 fn published_llava_records_are_read_without_a_reject() {
-    let Some(folder) = sample_data("llava_records", "published_llava_records_are_read_without_a_reject") else {
+    let Some(folder) = sample_file("llava_records", "published_llava_records_are_read_without_a_reject") else {
         return;
     };
     let images = Arc::new(ImageFolder::open(None, None).expect("no folder"));
@@ -99,8 +89,8 @@ fn qwen_with_chinese_clip(tokenizer: &Path, folder: &Path) {
 #[test]
 fn coco_photos_become_shards_and_exactly_the_absent_ones_are_rejected_by_name() {
     let test = "coco_photos_become_shards_and_exactly_the_absent_ones_are_rejected_by_name";
-    let Some(coco) = sample_data("coco_mini", test) else { return };
-    let Some(tokenizer) = sample_data("tokenizers/qwen2.5-0.5b-instruct", test) else { return };
+    let Some(coco) = sample_file("coco_mini", test) else { return };
+    let Some(tokenizer) = sample_file("tokenizers/qwen2.5-0.5b-instruct", test) else { return };
     let root = tempfile::tempdir().expect("temp folder");
     let (processor, output) = (root.path().join("processor"), root.path().join("shards"));
     qwen_with_chinese_clip(&tokenizer, &processor);

@@ -7,19 +7,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use vela_prepare::{AnswerForm, Entry, ImageFolder, InputConfig, InputSet, RawContent, Source, SourceOptions};
+use vela_tests::sample_file;
 use vela_types::{IMAGE_MARK, Role, Sample};
-
-/// A folder of the sample data, or `None` with a word about the test that skips.
-#[expect(clippy::print_stderr, reason = "a test that skips says so")]
-fn sample_data(name: &str, test: &str) -> Option<PathBuf> {
-    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-    let root = std::env::var("VELA_DATA").map_or_else(|_| workspace.join("../shared/data"), PathBuf::from);
-    let path = root.join(name);
-    if !path.exists() {
-        eprintln!("skipped: {test}: `{}` is absent", path.display());
-    }
-    path.exists().then_some(path)
-}
 
 fn read(config: &InputConfig) -> Vec<Entry> {
     let images = Arc::new(ImageFolder::open(config.images.as_deref(), None).expect("images"));
@@ -60,7 +49,7 @@ fn num_images(samples: &[&Sample]) -> usize {
 
 #[test]
 fn llama_factory_demo_by_its_registry() {
-    let Some(folder) = sample_data("llama_factory", "llama_factory_demo_by_its_registry") else { return };
+    let Some(folder) = sample_file("llama_factory", "llama_factory_demo_by_its_registry") else { return };
     let with = |dataset: &str| InputConfig {
         options: SourceOptions { dataset: Some(dataset.to_owned()), ..SourceOptions::default() },
         ..InputConfig::new(Source::Sharegpt, &folder)
@@ -80,7 +69,7 @@ fn llama_factory_demo_by_its_registry() {
 
 #[test]
 fn xtuner_messages_with_parts() {
-    let Some(folder) = sample_data("xtuner/resource", "xtuner_messages_with_parts") else { return };
+    let Some(folder) = sample_file("xtuner/resource", "xtuner_messages_with_parts") else { return };
     let cases = [
         ("mllm_sft_multi_image_example_data", 11, 22),
         ("mllm_sft_multi_image_example_data2", 10, 18),
@@ -100,7 +89,7 @@ fn xtuner_messages_with_parts() {
 
 #[test]
 fn lmms_finetune_files_with_lists_of_images_and_no_ids() {
-    let Some(folder) = sample_data("lmms_finetune", "lmms_finetune_files_with_lists_of_images_and_no_ids") else {
+    let Some(folder) = sample_file("lmms_finetune", "lmms_finetune_files_with_lists_of_images_and_no_ids") else {
         return;
     };
     let read = |name: &str| read(&InputConfig::new(Source::Llava, folder.join(name)));
@@ -113,7 +102,7 @@ fn lmms_finetune_files_with_lists_of_images_and_no_ids() {
 
 #[test]
 fn minimind_records_of_three_generations() {
-    let Some(folder) = sample_data("minimind_v", "minimind_records_of_three_generations") else { return };
+    let Some(folder) = sample_file("minimind_v", "minimind_records_of_three_generations") else { return };
     let entries = read(&InputConfig::new(Source::Minimind, folder.join("readme_records.jsonl")));
     let samples = samples(&entries);
     // The readme's two-image record shows one mark for two images, so it is named.
@@ -126,7 +115,7 @@ fn minimind_records_of_three_generations() {
 
 #[test]
 fn coco_instances_are_the_boxes_that_llava_was_shown() {
-    let Some(folder) = sample_data("coco_mini", "coco_instances_are_the_boxes_that_llava_was_shown") else { return };
+    let Some(folder) = sample_file("coco_mini", "coco_instances_are_the_boxes_that_llava_was_shown") else { return };
     for (split, images, boxes) in [("train2017", 80, 739 - 8), ("val2017", 79, 624 - 5)] {
         let input = folder.join(format!("annotations/instances_{split}.json"));
         let config = InputConfig { images: Some(folder.join(split)), ..InputConfig::new(Source::Coco, &input) };
@@ -153,7 +142,7 @@ fn coco_instances_are_the_boxes_that_llava_was_shown() {
             (side(0) + side(2)) / width,
             (side(1) + side(3)) / height
         );
-        let id = format!("coco/{}/boxes", annotation["image_id"]);
+        let id = format!("coco/instances_{split}/{}/boxes", annotation["image_id"]);
         let sample = samples.iter().find(|sample| sample.id == id).expect("a sample");
         assert!(sample.turns[1].text.lines().any(|line| line == expected), "{expected}\n{}", sample.turns[1].text);
     }
@@ -163,7 +152,7 @@ fn coco_instances_are_the_boxes_that_llava_was_shown() {
 #[test]
 fn cogvlm_labels_of_its_documentation_in_the_published_folders() {
     let test = "cogvlm_labels_of_its_documentation_in_the_published_folders";
-    let Some(docs) = sample_data("cogvlm_sft_311k", test) else { return };
+    let Some(docs) = sample_file("cogvlm_sft_311k", test) else { return };
     let root = tempfile::tempdir().expect("temp folder");
     let labels = [
         ("captions_zh", "llava_details-minigpt4_3500_formate/labels_zh/00000001"),
@@ -204,7 +193,7 @@ fn short_hash(text: &str) -> String {
 
 #[test]
 fn scienceqa_texts_are_those_of_llavas_script() {
-    let Some(folder) = sample_data("scienceqa", "scienceqa_texts_are_those_of_llavas_script") else { return };
+    let Some(folder) = sample_file("scienceqa", "scienceqa_texts_are_those_of_llavas_script") else { return };
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/scienceqa/texts.jsonl");
     let golden: Vec<serde_json::Value> = fs::read_to_string(golden)
         .expect("the golden file")
@@ -233,7 +222,7 @@ fn scienceqa_texts_are_those_of_llavas_script() {
 
 #[test]
 fn scienceqa_splits_and_broken_files() {
-    let Some(folder) = sample_data("scienceqa", "scienceqa_splits_and_broken_files") else { return };
+    let Some(folder) = sample_file("scienceqa", "scienceqa_splits_and_broken_files") else { return };
     let with = |split: &str, input: PathBuf| {
         let options = SourceOptions { split: Some(split.to_owned()), ..SourceOptions::default() };
         InputConfig { options, ..InputConfig::new(Source::Scienceqa, input) }
@@ -259,7 +248,7 @@ fn scienceqa_splits_and_broken_files() {
 
 #[test]
 fn webdataset_shards_without_pairs_lose_no_key_in_silence() {
-    let Some(folder) = sample_data("webdataset", "webdataset_shards_without_pairs_lose_no_key_in_silence") else {
+    let Some(folder) = sample_file("webdataset", "webdataset_shards_without_pairs_lose_no_key_in_silence") else {
         return;
     };
     let entries = read(&InputConfig::new(Source::Webdataset, &folder));
@@ -276,7 +265,7 @@ fn webdataset_shards_without_pairs_lose_no_key_in_silence() {
 #[test]
 fn evalscope_tables_with_bare_quotes_and_short_rows() {
     let test = "evalscope_tables_with_bare_quotes_and_short_rows";
-    let Some(folder) = sample_data("evalscope/custom_eval/multimodal", test) else { return };
+    let Some(folder) = sample_file("evalscope/custom_eval/multimodal", test) else { return };
     let entries = read(&InputConfig::new(Source::VlmevalTsv, folder.join("mcq/example.tsv")));
     assert_eq!(causes(&entries), BTreeMap::new());
     let samples = samples(&entries);

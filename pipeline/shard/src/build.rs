@@ -47,6 +47,12 @@ pub struct BuildFolder {
     settings: ShardSettings,
 }
 
+/// Shards, completions, and whatever is half written.
+fn is_build_file(name: &str) -> bool {
+    let is_shard = name.starts_with("shard-") && (name.ends_with(".json") || name.ends_with(".parquet"));
+    is_shard || name.ends_with(PARTIAL_SUFFIX)
+}
+
 fn completion_file_name(index: u32) -> String {
     format!("shard-{index:05}.json")
 }
@@ -230,12 +236,17 @@ impl BuildFolder {
         }
     }
 
+    /// Removes all shards and completions of an unfinished build, and what it left half written.
+    pub fn abandon(&self) -> Result<(), ShardError> {
+        let names = self.store.list()?;
+        names.iter().filter(|name| is_build_file(name)).try_for_each(|name| self.store.remove(name))
+    }
+
     /// Removes completions, partial files and shards of an earlier build that the manifest does not name.
     pub fn clean(&self, manifest: &Manifest) -> Result<(), ShardError> {
         let is_named = |name: &str| manifest.shards.iter().any(|shard| shard.file == name);
         for name in self.store.list()? {
-            let is_build_file = name.starts_with("shard-") && (name.ends_with(".json") || name.ends_with(".parquet"));
-            if name.ends_with(PARTIAL_SUFFIX) || (is_build_file && !is_named(&name)) {
+            if is_build_file(&name) && !is_named(&name) {
                 self.store.remove(&name)?;
             }
         }

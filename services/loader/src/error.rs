@@ -77,7 +77,9 @@ pub enum LoaderError {
         name: String,
     },
     /// What was named as the shard set is none.
-    #[error("`--shards {shards}`: expected a folder or `file://` url of a finished shard set")]
+    #[error(
+        "`--shards {shards}`: expected a folder, or a `file://`, `s3://`, `gs://` or `az://` url, of a finished shard set"
+    )]
     NoShards {
         /// What was given.
         shards: String,

@@ -20,7 +20,8 @@ struct Inner {
     label: String,
     total: AtomicU64,
     count: AtomicU64,
-    started: Instant,
+    /// When the counting began; the time before the total was known is no part of the rate.
+    started: Mutex<Instant>,
     face: Face,
 }
 
@@ -54,14 +55,23 @@ impl Progress {
 
     fn with_face(label: &str, total: Option<u64>, face: Face) -> Self {
         let (total, count) = (AtomicU64::new(total.unwrap_or(0)), AtomicU64::new(0));
-        Self { inner: Arc::new(Inner { label: label.to_owned(), total, count, started: Instant::now(), face }) }
+        Self {
+            inner: Arc::new(Inner { label: label.to_owned(), total, count, started: Mutex::new(Instant::now()), face }),
+        }
     }
 
-    /// Sets the total once it is known.
+    /// Sets the total once it is known. The time of the rate begins here, if nothing has been counted yet.
     pub fn set_total(&self, total: u64) {
         self.inner.total.store(total, Ordering::Relaxed);
+        let is_first = self.count() == 0;
+        if is_first {
+            *self.inner.started.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        }
         if let Face::Bar(bar) = &self.inner.face {
             bar.set_length(total);
+            if is_first {
+                bar.reset_elapsed();
+            }
         }
     }
 
@@ -107,9 +117,13 @@ impl Progress {
         }
     }
 
+    fn elapsed(&self) -> Duration {
+        self.inner.started.lock().unwrap_or_else(PoisonError::into_inner).elapsed()
+    }
+
     fn line(&self) -> String {
-        let Inner { label, total, started, .. } = &*self.inner;
-        let (count, total, seconds) = (self.count(), total.load(Ordering::Relaxed), started.elapsed().as_secs_f64());
+        let Inner { label, total, .. } = &*self.inner;
+        let (count, total, seconds) = (self.count(), total.load(Ordering::Relaxed), self.elapsed().as_secs_f64());
         let rate = count as f64 / seconds.max(1e-9);
         match total {
             0 => format!("{label}: {count} in {seconds:.0} s ({rate:.1}/s)"),
@@ -148,6 +162,18 @@ mod tests {
             }
         });
         assert_eq!(progress.count(), 8000);
+    }
+
+    #[test]
+    fn the_time_before_the_total_is_known_is_no_part_of_the_rate() {
+        let progress = Progress::hidden();
+        std::thread::sleep(Duration::from_millis(30));
+        progress.set_total(10);
+        assert!(progress.elapsed() < Duration::from_millis(20), "{:?}", progress.elapsed());
+        progress.inc(1);
+        std::thread::sleep(Duration::from_millis(30));
+        progress.set_total(20);
+        assert!(progress.elapsed() >= Duration::from_millis(30), "{:?}", progress.elapsed());
     }
 
     #[test]

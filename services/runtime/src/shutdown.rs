@@ -9,6 +9,9 @@ use tokio::sync::watch;
 /// What a shell reports for a process ended by Ctrl-C.
 const ABORTED: i32 = 130;
 
+/// What the system sends to a process that writes beyond its limit of file sizes (`ulimit -f`). Linux, macOS and the BSDs agree.
+const FILE_TOO_LARGE: i32 = 25;
+
 /// A request to stop, shared by all its clones. It is never taken back.
 #[derive(Clone, Debug)]
 pub struct Shutdown {
@@ -29,12 +32,15 @@ impl Shutdown {
 
     /// A shutdown requested by the first Ctrl-C or SIGTERM; the second ends the process at once with exit code 130.
     ///
-    /// The signals are handled on a thread of their own, so the command may be sync or async.
+    /// The signals are handled on a thread of their own, so the command may be sync or async. SIGXFSZ no longer ends the process
+    /// without a word: the write that exceeds the limit fails instead, and says so.
     pub fn on_signals() -> std::io::Result<Self> {
         let shutdown = Self::new();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
         let (interrupt, terminate) = {
             let _entered = runtime.enter();
+            // A handler stays for good once it is there, whoever listens.
+            drop(signal(SignalKind::from_raw(FILE_TOO_LARGE))?);
             (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?)
         };
         let watched = shutdown.clone();

@@ -10,6 +10,7 @@ use super::output::refused_url;
 use crate::PrepareError;
 use crate::clean::CleanConfig;
 use crate::dialogue::{DialogueConfig, DialogueMode};
+use crate::input_path::check_input;
 use crate::sources::{Holds, Source, SourceOptions};
 
 /// Most copies of an input.
@@ -25,6 +26,10 @@ pub struct InputConfig {
     pub input: PathBuf,
     /// Folder that URLs and relative names are mapped into; without it, names are relative to the data file.
     pub images: Option<PathBuf>,
+    /// Stands in the ids of its samples, between the source and the file, so that two inputs whose files have equal names can be
+    /// told apart; none needed where they differ.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
     /// How captions become dialogues.
     pub dialogue: DialogueConfig,
     /// Settings of the source.
@@ -38,23 +43,24 @@ impl InputConfig {
     pub fn new(source: Source, input: impl Into<PathBuf>) -> Self {
         let mode = if source.holds() == Holds::Dialogues { DialogueMode::Keep } else { DialogueMode::Caption };
         let options = SourceOptions::default();
-        Self { source, input: input.into(), images: None, dialogue: mode.into(), options, weight: 1.0 }
+        Self { source, input: input.into(), images: None, name: None, dialogue: mode.into(), options, weight: 1.0 }
     }
 
-    /// Refuses places that are not there, and settings of other sources.
+    /// Refuses names that could not stand in an id, places that are not there, and settings of other sources.
     pub(crate) fn check(&self) -> Result<(), PrepareError> {
         self.options.check(self.source)?;
         match &self.images {
+            _ if self.name.as_ref().is_some_and(|name| name.trim().is_empty() || name.contains('/')) => {
+                wrong("name", "a word without `/`", self.name.clone().unwrap_or_default())
+            }
             Some(images) if !is_remote(images) && !images.is_dir() => {
                 wrong("--images", "a folder", images.display().to_string())
             }
             _ if !(self.weight > 0.0 && self.weight <= MAX_WEIGHT) => {
                 wrong("weight", "a number above 0 and at most 100", self.weight.to_string())
             }
-            _ if !is_remote(&self.input) && !self.input.exists() => {
-                wrong("--input", "a file or folder", self.input.display().to_string())
-            }
-            _ => Ok(()),
+            _ if is_remote(&self.input) => Ok(()),
+            _ => check_input(&self.input),
         }
     }
 

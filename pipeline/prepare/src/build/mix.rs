@@ -36,6 +36,7 @@ struct RawInput {
     source: Source,
     path: PathBuf,
     images: Option<PathBuf>,
+    name: Option<String>,
     dialogue: Option<DialogueMode>,
     max_facts: Option<usize>,
     description: Option<bool>,
@@ -46,7 +47,7 @@ struct RawInput {
 }
 
 impl Mix {
-    /// Reads a mix file: `[clean]` with the flags of cleaning, and an `[[input]]` with `source`, `path`, `images`, `dialogue`,
+    /// Reads a mix file: `[clean]` with the flags of cleaning, and an `[[input]]` with `source`, `path`, `images`, `name`, `dialogue`,
     /// `max_facts`, `description`, `short_answers`, `weight` and `[input.options]` for each input.
     ///
     /// # Errors
@@ -66,6 +67,7 @@ impl RawInput {
         let dialogue = self.dialogue.map_or(defaults.dialogue, DialogueConfig::from);
         InputConfig {
             images: self.images.map(place),
+            name: self.name,
             dialogue: DialogueConfig {
                 max_facts: self.max_facts.unwrap_or(dialogue.max_facts),
                 description: self.description.unwrap_or(dialogue.description),

@@ -2,6 +2,7 @@
 
 mod budget;
 mod config;
+mod lock;
 mod mix;
 mod output;
 mod plan;
@@ -27,10 +28,12 @@ pub(crate) use output::{load_processor, open_shards, processor_folder};
 pub use plan::{BuildPlan, PlannedFile, RecordRange, ShardSpec};
 pub use reject::{REJECTS_FILE, Reject};
 pub use report::BuildReport;
+pub(crate) use report::counted;
 pub use task::{BuildTask, BuildWorker, build_shard};
 
 use crate::PrepareError;
-use output::{leave, open_folder, save_processor, write_file};
+use lock::{Company, OutputLock};
+use output::{abandon, leave, open_folder, output_folder, save_processor, write_file};
 use reject::ShardNotes;
 use repair::repair;
 use report::RunFacts;
@@ -67,7 +70,7 @@ fn build_with(
     shutdown: &Shutdown,
 ) -> Result<BuildReport, PrepareError> {
     let started = Instant::now();
-    let build = OpenBuild::new(config, processor)?;
+    let build = OpenBuild::new(config, processor, Company::Nobody)?;
     progress.set_total(build.plan.num_records());
     let stages = build.stages(config, process, progress, shutdown);
     let (manifest, kept_shards) = match build.folder.manifest()? {
@@ -90,16 +93,30 @@ struct OpenBuild {
     folder: BuildFolder,
     /// Bytes of one image of a record.
     image_bytes: u64,
+    /// Names of the processor's files.
+    processor_files: Vec<String>,
+    output: String,
+    /// Of a local output.
+    _lock: Option<OutputLock>,
 }
 
 impl OpenBuild {
     /// Plans the build of `config`, takes its output and leaves a copy of the processor there.
-    fn new(config: &BuildConfig, processor: &Processor) -> Result<Self, PrepareError> {
-        let store = open_shards("--output", &config.output)?;
+    fn new(config: &BuildConfig, processor: &Processor, company: Company) -> Result<Self, PrepareError> {
+        let output = config.output.clone();
+        let store = open_shards("--output", &output)?;
+        let local = output_folder(&output)?;
+        if let Some(file) = local.filter(|path| path.exists() && !path.is_dir()) {
+            let (expected, found) = ("a folder".to_owned(), file.display().to_string());
+            return Err(PrepareError::Flag { flag: "--output", expected, found });
+        }
         let plan = BuildPlan::new(config, processor.summary())?;
+        let lock = local.map(|folder| OutputLock::take(folder, company)).transpose()?;
         let folder = open_folder(config, &plan, &store, ShardSettings::new(processor.summary().clone()))?;
-        save_processor(processor, &config.output)?;
-        Ok(Self { plan, store, folder, image_bytes: processor.summary().image_shape.num_elements() as u64 })
+        save_processor(processor, &output)?;
+        let image_bytes = processor.summary().image_shape.num_elements() as u64;
+        let processor_files = processor.files().map(|(name, _)| name.to_owned()).collect();
+        Ok(Self { plan, store, folder, image_bytes, processor_files, output, _lock: lock })
     }
 
     fn stages<'a>(
@@ -153,6 +170,8 @@ impl OpenBuild {
         write_file(self.store.as_ref(), REJECTS_FILE, notes.to_lines().as_bytes())?;
         if shards.iter().all(|shard| shard.entry.rows == 0) {
             let rejects = self.store.path(REJECTS_FILE).into();
+            abandon(&self.folder, &self.output, &self.processor_files)?;
+            leave(self.store.as_ref())?;
             return Err(PrepareError::NothingLeft { records: self.plan.num_records(), rejects });
         }
         let mut echo = self.plan.echo.clone();

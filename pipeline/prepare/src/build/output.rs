@@ -9,6 +9,8 @@ use vela_shard::{
     BuildFolder, Claim, RemoteOptions, ShardError, ShardSettings, Store, local_path, open_store, stage_input,
 };
 
+use super::lock::LOCK_FILE;
+use super::reject::{REJECTS_FILE, ShardNotes};
 use super::{BuildConfig, BuildPlan};
 use crate::PrepareError;
 
@@ -90,6 +92,9 @@ pub(super) fn open_folder(
         Err(ShardError::ForeignBuild { found, .. }) => {
             return Err(in_use(format!("a build of other inputs, images or settings (plan `{}`)", found.short())));
         }
+        Err(ShardError::Json { .. } | ShardError::Version { .. }) => {
+            return Err(in_use("a `manifest.json` of something else, or of another version".to_owned()));
+        }
         opened => opened?,
     };
     let name = serde_json::json!({ "plan": plan.name }).to_string();
@@ -103,7 +108,7 @@ pub(super) fn open_folder(
             (None, Some(_)) => return unfinished(),
             (None, None) => {}
         }
-        stranger = store.list()?.into_iter().find(|file| !file.ends_with(".partial") && file != BUILD_FILE);
+        stranger = find_stranger(store.as_ref())?;
         if stranger.is_none() {
             break;
         }
@@ -117,7 +122,34 @@ pub(super) fn open_folder(
     }
 }
 
-/// Takes this build's name from a folder that has its manifest.
+/// A file that is not ours. The reject list of a build that had nothing but rejects is.
+fn find_stranger(store: &dyn Store) -> Result<Option<String>, PrepareError> {
+    for file in store.list()? {
+        let is_ours = match file.as_str() {
+            BUILD_FILE | LOCK_FILE => true,
+            REJECTS_FILE => store.read(REJECTS_FILE)?.is_some_and(|lines| ShardNotes::from_lines(&lines).is_some()),
+            other => other.ends_with(".partial"),
+        };
+        if !is_ours {
+            return Ok(Some(file));
+        }
+    }
+    Ok(None)
+}
+
+/// Removes the shards of a build that has no sample, and the copy of its processor.
+pub(super) fn abandon(folder: &BuildFolder, output: &str, processor_files: &[String]) -> Result<(), PrepareError> {
+    folder.abandon()?;
+    let store = open_store(&processor_url(output))?;
+    processor_files.iter().try_for_each(|name| store.remove(name))?;
+    if let Some(folder) = local_path(output)? {
+        // Whatever else lies there is not ours.
+        let _ = std::fs::remove_dir(folder.join(PROCESSOR_FOLDER));
+    }
+    Ok(())
+}
+
+/// Takes this build's name from a folder that has its manifest, or nothing any more.
 pub(super) fn leave(store: &dyn Store) -> Result<(), PrepareError> {
     Ok(store.remove(BUILD_FILE)?)
 }

@@ -14,7 +14,7 @@ use super::{BuildConfig, InputConfig};
 use crate::PrepareError;
 use crate::clean::{Cause, Judged, Selection, select};
 use crate::dialogue::DialogueConfig;
-use crate::sources::{ImageFolder, InputFile, InputSet};
+use crate::sources::{ImageFolder, InputFile, InputSet, check_ids_apart};
 
 /// Counted per record besides its image when records are divided among shards.
 const TEXT_BYTES_PER_RECORD: u64 = 4096;
@@ -80,13 +80,15 @@ impl BuildPlan {
             let listed = |file: &InputFile| file.hash().map(|(bytes, hash)| json!([file.name, bytes, hash]));
             let listed: Vec<Value> = set.files.iter().map(listed).collect::<Result<_, _>>()?;
             inputs.push(json!({
-                "source": input.source, "dialogue": input.dialogue, "options": input.options, "weight": input.weight,
+                "source": input.source, "name": input.name, "dialogue": input.dialogue, "options": input.options, "weight": input.weight,
                 "files": listed,
             }));
             listings.push(images.fingerprint());
             listings.extend(set.files.iter().map(|file| file.records.images()));
             files.extend(planned_files(set, input));
         }
+        let originals = files.iter().filter(|(planned, _): &&(PlannedFile, f64)| planned.copy == 0);
+        check_ids_apart(originals.map(|(planned, _)| &*planned.file))?;
         let record_bytes = processor.image_shape.num_elements() as u64 + TEXT_BYTES_PER_RECORD;
         let records_per_shard = (config.shard_size_bytes / record_bytes).max(1);
         let echo = json!({

@@ -79,7 +79,10 @@ impl BuildReport {
     /// A few lines for people.
     pub fn to_text(&self) -> String {
         let Self { samples, records, shards, seconds, output, .. } = self;
-        let mut text = format!("{samples} samples of {records} records in {shards} shards, {seconds:.1} s: {output}\n");
+        let mut text = format!(
+            "{samples} samples of {records} records in {}, {seconds:.1} s: {output}\n",
+            counted(*shards as u64, "shard")
+        );
         let rejected: u64 = self.rejected.values().sum();
         if rejected > 0 {
             let causes: Vec<String> = self.rejected.iter().map(|(cause, count)| format!("{count} {cause}")).collect();
@@ -93,8 +96,15 @@ impl BuildReport {
             writeln!(text, "{} turns dropped to fit --max-length", self.dropped_turns).expect("a String takes text");
         }
         if self.kept_shards > 0 {
-            writeln!(text, "{} shards were already there and good", self.kept_shards).expect("a String takes text");
+            let kept = counted(self.kept_shards as u64, "shard");
+            let were = if self.kept_shards == 1 { "was" } else { "were" };
+            writeln!(text, "{kept} {were} already there and good").expect("a String takes text");
         }
         text
     }
+}
+
+/// `1 shard`, `2 shards`.
+pub(crate) fn counted(number: u64, name: &str) -> String {
+    format!("{number} {name}{}", if number == 1 { "" } else { "s" })
 }

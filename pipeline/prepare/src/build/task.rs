@@ -14,6 +14,7 @@ use vela_runtime::{Progress, Shutdown};
 use vela_shard::ShardEntry;
 use vela_types::{Fingerprint, Sample};
 
+use super::lock::Company;
 use super::report::RunFacts;
 use super::{BuildConfig, BuildPlan, BuildReport, OpenBuild, ShardSpec, open_processor};
 use crate::PrepareError;
@@ -42,7 +43,7 @@ impl BuildWorker {
     pub fn open(config: &BuildConfig) -> Result<Self, PrepareError> {
         let config = config.absolute()?;
         let processor = open_processor(&config)?;
-        let build = OpenBuild::new(&config, &processor)?;
+        let build = OpenBuild::new(&config, &processor, Company::Tasks)?;
         Ok(Self { config, processor, build })
     }
 

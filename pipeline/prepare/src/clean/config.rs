@@ -62,7 +62,7 @@ impl From<KeptLanguage> for Language {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Likeness {
-    /// Same turns or captions, whatever the images; case, width and white space aside.
+    /// Same turns or captions, whatever the images; case, width, white space and punctuation aside, signs and numbers not.
     Text,
     /// Texts that share most runs of five characters (MinHash).
     NearText,
@@ -84,6 +84,19 @@ impl CleanConfig {
     /// True if every record stays, so that none must be read to know.
     pub(crate) fn keeps_all(&self) -> bool {
         *self == Self::default()
+    }
+
+    /// These settings, and `others` where one is not given.
+    pub(crate) fn or(self, others: Self) -> Self {
+        let Self { languages, min_chars, max_chars, dedupe, validation, part } = self;
+        Self {
+            languages: if languages.is_empty() { others.languages } else { languages },
+            min_chars: min_chars.or(others.min_chars),
+            max_chars: max_chars.or(others.max_chars),
+            dedupe: if dedupe.is_empty() { others.dedupe } else { dedupe },
+            validation: validation.or(others.validation),
+            part: part.or(others.part),
+        }
     }
 
     pub(crate) fn check(&self) -> Result<(), PrepareError> {

@@ -40,11 +40,19 @@ impl Facts {
             }
         }
         Self {
-            language: language_code(Language::guess(&all_text)),
+            language: language_code(language(content)),
             num_chars: answers.chars().count() as u32,
             draw: id_draw(content.id()),
             keys,
         }
+    }
+}
+
+/// The language that the record will have.
+fn language(content: &RawContent) -> Language {
+    match content {
+        RawContent::Caption(caption) => Language::guess(&caption.global),
+        RawContent::Dialogue(sample) => sample.language,
     }
 }
 
@@ -79,13 +87,46 @@ fn texts(content: &RawContent) -> (String, String, Vec<&ImageRef>) {
     }
 }
 
-/// Letters and digits in lower case, full-width forms as ASCII: what does not change a text's meaning does not make it another.
+/// Signs that are kept wherever they stand.
+const SIGNS: &str = "+=<>%‰×÷±≤≥≠≈√°$€£¥";
+
+/// A text without what does not change its meaning: letters in lower case, full-width forms as ASCII, white space and punctuation
+/// left out. What does change it stays: digits stay apart, points, commas and colons between digits, signs and operators, and dashes
+/// that are no hyphens between letters or bullets.
 fn normal(text: &str) -> String {
-    let narrow = |letter: char| match letter {
+    let letters: Vec<char> = text.chars().map(narrow).collect();
+    let mut out = String::with_capacity(text.len());
+    for (at, &letter) in letters.iter().enumerate() {
+        let before = at.checked_sub(1).map_or('\n', |at| letters[at]);
+        let after = letters.get(at + 1).copied().unwrap_or('\n');
+        if letter.is_numeric() && !before.is_numeric() && out.ends_with(char::is_numeric) {
+            out.push(' ');
+        }
+        if letter.is_alphanumeric() || is_sign(before, letter, after) {
+            out.extend(letter.to_lowercase());
+        }
+    }
+    out
+}
+
+/// True of a character between `before` and `after`, line ends at the ends of a text, that is no letter and carries meaning.
+fn is_sign(before: char, letter: char, after: char) -> bool {
+    match letter {
+        '.' => after.is_numeric() && (before.is_numeric() || !before.is_alphanumeric()),
+        ',' | ':' => before.is_numeric() && after.is_numeric(),
+        '*' | '/' | '^' => before.is_alphanumeric() && after.is_alphanumeric(),
+        '-' => !(before.is_alphabetic() && after.is_alphabetic() || before == '\n' && after.is_whitespace()),
+        other => SIGNS.contains(other),
+    }
+}
+
+/// Full-width forms and the dashes that stand for a minus as ASCII.
+fn narrow(letter: char) -> char {
+    match letter {
         '\u{FF01}'..='\u{FF5E}' => char::from_u32(letter as u32 - 0xFEE0).unwrap_or(letter),
+        '\u{2013}' | '\u{2212}' => '-',
         letter => letter,
-    };
-    text.chars().map(narrow).filter(|letter| letter.is_alphanumeric()).flat_map(char::to_lowercase).collect()
+    }
 }
 
 /// MinHash bands of a text (Broder 1997): in each of 128 orders of all shingles the text's first one, eight to a band.
@@ -134,10 +175,66 @@ fn hash(bytes: &[u8]) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sources::RawCaption;
 
     fn shared_bands(left: &str, right: &str) -> usize {
         let right = bands(&normal(right));
         bands(&normal(left)).iter().filter(|band| right.contains(band)).count()
+    }
+
+    #[test]
+    fn the_language_is_the_one_that_the_record_will_have() {
+        let caption = RawCaption {
+            id: "a/b/1".into(),
+            source: "sa1b",
+            image: ImageRef::Path("1.jpg".into()),
+            global: "A cat on a red sofa.".into(),
+            locals: vec!["一只黑色的猫坐在红色的沙发上面看着窗外的树和天空".into()],
+            prompts: &[],
+        };
+        let config = CleanConfig::default();
+        let facts = Facts::of(&RawContent::Caption(caption.clone()), &config);
+        assert_eq!(facts.language, language_code(Language::En));
+        let sample = crate::dialogue::to_sample(RawContent::Caption(caption), crate::DialogueMode::Caption.into(), 0);
+        assert_eq!(facts.language, language_code(sample.language));
+        let other = vela_types::Sample { language: Language::Other, ..sample };
+        assert_eq!(Facts::of(&RawContent::Dialogue(other), &config).language, language_code(Language::Other));
+    }
+
+    #[test]
+    fn what_changes_the_meaning_of_a_text_is_kept() {
+        for (left, right) in [
+            ("3.5", "35"),
+            ("-5", "5"),
+            ("x - y", "x + y"),
+            ("1,5", "15"),
+            ("1 5", "15"),
+            ("1;5", "15"),
+            ("12:30", "1230"),
+            ("a < b", "a > b"),
+            ("5%", "5"),
+            ("C++", "C"),
+            ("a = b", "a b"),
+            ("2/3", "23"),
+            (".5", "5"),
+            ("3–5", "35"),
+            ("2*3", "23"),
+        ] {
+            assert_ne!(normal(left), normal(right), "{left} and {right}");
+        }
+        for (left, right) in [
+            ("A cat, a dog.", "a cat a dog"),
+            ("Ｒｅｄ　ｃａｔ！", "red cat"),
+            ("twenty-one", "twenty one"),
+            ("- a cat\n- a dog", "a cat\na dog"),
+            ("一只猫。", "一只猫"),
+            ("3．5", "3.5"),
+            ("\u{2212}5", "-5"),
+            ("There are 3, 4 or 5.", "there are 3 4 or 5"),
+            ("**bold**", "bold"),
+        ] {
+            assert_eq!(normal(left), normal(right), "{left} and {right}");
+        }
     }
 
     #[test]

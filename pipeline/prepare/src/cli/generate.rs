@@ -18,7 +18,8 @@ use crate::{ApiKey, FactInput, FactSource, GenerateConfig, GenerateKind, Prepare
   pipeline build-shards --source llava --input gen --images train2017 --processor qwen --output shards
 
 Answers are kept in OUTPUT.cache as they arrive and are never paid for twice; what became no dialogue is in OUTPUT.rejects with
-its cause and the answer as it came.
+its cause and the answer as it came. An output is written again only with the settings it was made with (OUTPUT.settings) and
+only if none of its dialogues is lost.
 
 Exit code: 0 done (or budget used up), 2 wrong use, 3 more rejects than --max-reject (the dialogues are written all the same),
 1 anything else.")]

@@ -39,7 +39,7 @@ use attempt::{Trouble, attempt};
 use keep::keep;
 use ledger::Ledger;
 use list::{Item, Target};
-use place::STATE_FOLDER;
+pub(crate) use place::STATE_FOLDER;
 use queue::HostQueue;
 use report::Tally;
 

@@ -1,9 +1,10 @@
 //! Under which name the image of a URL is kept, so that `--images` finds it again by that URL.
 
 use super::Failure;
+use crate::sources::url_path;
 
 /// Folder of the ledger and of unfinished files, in the output folder.
-pub(super) const STATE_FOLDER: &str = ".fetch";
+pub(crate) const STATE_FOLDER: &str = ".fetch";
 /// The failed list, in the output folder.
 pub(super) const FAILED_FILE: &str = "failed.jsonl";
 /// Longest name that common file systems take, in bytes.
@@ -14,10 +15,7 @@ const MAX_PATH_BYTES: usize = 2048;
 /// The path, below the output folder, of the image at `url`: the URL's path below the host with its percent signs decoded,
 /// which is where `build-shards --images` looks first. Query and fragment are no part of it.
 pub(super) fn of_url(url: &str) -> Result<String, Failure> {
-    let after_scheme = url.split_once("://").map_or(url, |(_, rest)| rest);
-    let end = after_scheme.find(['?', '#']).unwrap_or(after_scheme.len());
-    let path = after_scheme[..end].split_once('/').map_or("", |(_, path)| path);
-    of_name(&percent_decoded(path))
+    of_name(&url_path(url))
 }
 
 /// The path, below the output folder, of an image that its record calls `name`.
@@ -48,29 +46,6 @@ fn shown(name: &str) -> String {
     name.chars().take(80).flat_map(char::escape_debug).collect()
 }
 
-fn percent_decoded(text: &str) -> String {
-    let mut out = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let Some((&first, after)) = rest.split_first() {
-        let digits = (first == b'%').then(|| after.first_chunk::<2>()).flatten();
-        match digits.and_then(|[high, low]| Some(hex(*high)? << 4 | hex(*low)?)) {
-            Some(byte) => {
-                out.push(byte);
-                rest = &after[2..];
-            }
-            None => {
-                out.push(first);
-                rest = after;
-            }
-        }
-    }
-    String::from_utf8(out).unwrap_or_else(|_| text.to_owned())
-}
-
-fn hex(digit: u8) -> Option<u8> {
-    char::from(digit).to_digit(16).map(|value| value as u8)
-}
-
 #[cfg(test)]
 mod tests {
     use std::fs;
@@ -90,6 +65,7 @@ mod tests {
             ("http://h/a%2Fb%5C1.jpg", "a/b/1.jpg"),
             ("http://h/%E7%8C%AB.jpg", "猫.jpg"),
             ("http://h/100%.jpg", "100%.jpg"),
+            ("http://h/%+f%-1.jpg", "%+f%-1.jpg"),
             ("http://h/a/", "a"),
         ] {
             assert_eq!(of_url(url).expect(url), path);

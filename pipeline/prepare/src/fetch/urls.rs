@@ -1,6 +1,6 @@
 //! Where the URLs of a data set stand.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,9 @@ use serde_json::Value;
 use vela_runtime::clap;
 
 use crate::PrepareError;
+use crate::input_path::{check_content, check_input};
 use crate::json_records::read_records;
+use crate::sources::walk;
 
 /// Rows of a Parquet file read at once; only URLs and names are read, some 200 bytes each.
 const SLICE_ROWS: u64 = 1 << 16;
@@ -113,7 +115,7 @@ impl UrlList {
     /// names are read from.
     ///
     /// # Errors
-    /// If there is no such file.
+    /// If there is no such file, or no record in it.
     pub fn open(
         source: UrlSource,
         input: &Path,
@@ -126,18 +128,27 @@ impl UrlList {
         }
         layout.name = name_column.or(layout.name);
         let mut files = Vec::new();
-        let data = fs::metadata(input).map_err(|_| PrepareError::Flag {
-            flag: "--input",
-            expected: "a file or folder".to_owned(),
-            found: input.display().to_string(),
-        })?;
-        match data.is_dir() {
-            true => list_files(input, layout.endings, &mut files)?,
+        check_input(input)?;
+        match input.is_dir() {
+            true => walk(input, None, &mut |path, _| {
+                if layout.endings.contains(&ending(&path).as_str()) {
+                    files.push(path);
+                }
+            })?,
             false => files.push(input.to_owned()),
         }
         match files.is_empty() {
-            true => Err(PrepareError::NoFiles { path: input.to_owned(), expected: layout.expected }),
-            false => Ok(Self { layout, source, files }),
+            true => return Err(PrepareError::NoFiles { path: input.to_owned(), expected: layout.expected }),
+            false => check_content(input, &files)?,
+        }
+        let (this, mut is_empty) = (Self { layout, source, files }, true);
+        this.read(&mut |_| {
+            is_empty = false;
+            ControlFlow::Break(())
+        })?;
+        match is_empty {
+            true => Err(PrepareError::NoRecords { path: input.to_owned() }),
+            false => Ok(this),
         }
     }
 
@@ -244,24 +255,10 @@ fn ending(path: &Path) -> String {
     path.extension().map(|ending| ending.to_string_lossy().to_ascii_lowercase()).unwrap_or_default()
 }
 
-/// All files below `folder` with one of `endings`, in the order of their paths; links to folders are not followed.
-fn list_files(folder: &Path, endings: &[&str], files: &mut Vec<PathBuf>) -> Result<(), PrepareError> {
-    let entries = fs::read_dir(folder).map_err(PrepareError::io("list", folder))?;
-    let mut entries: Vec<_> = entries.collect::<Result<_, _>>().map_err(PrepareError::io("list", folder))?;
-    entries.sort_by_key(fs::DirEntry::file_name);
-    for entry in entries {
-        let path = entry.path();
-        match entry.file_type() {
-            Ok(kind) if kind.is_dir() => list_files(&path, endings, files)?,
-            _ if endings.contains(&ending(&path).as_str()) && path.is_file() => files.push(path),
-            _ => {}
-        }
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn read(source: UrlSource, path: &Path, column: Option<&str>, name: Option<&str>) -> Vec<(String, Option<String>)> {
@@ -311,7 +308,9 @@ mod tests {
         assert!(UrlList::open(UrlSource::Sa1b, &path, None, None).err().expect("absent").is_usage());
         assert!(UrlList::open(UrlSource::Sa1b, root.path(), None, None).err().expect("empty").is_usage());
         fs::write(&path, "http://h/1.jpg").expect("file");
-        let list = UrlList::open(UrlSource::Sa1b, &path, None, None).expect("a file");
-        assert!(list.read(&mut |_| ControlFlow::Continue(())).expect_err("text").is_usage());
+        assert!(UrlList::open(UrlSource::Sa1b, &path, None, None).err().expect("text").is_usage());
+        fs::write(&path, "\n\n").expect("file");
+        let fault = UrlList::open(UrlSource::Urls, &path, None, None).err().expect("no URL");
+        assert!(matches!(fault, PrepareError::NoRecords { .. }), "{fault}");
     }
 }

@@ -121,6 +121,11 @@ impl GenerateConfig {
         self.rejects.clone().unwrap_or_else(|| with_suffix(&self.output, ".rejects"))
     }
 
+    /// Where it is noted what the output was made with.
+    pub fn settings_path(&self) -> PathBuf {
+        with_suffix(&self.output, ".settings")
+    }
+
     /// The URL that is asked.
     pub(super) fn url(&self) -> Result<reqwest::Url, PrepareError> {
         const PATH: &str = "/chat/completions";
@@ -138,7 +143,7 @@ impl GenerateConfig {
         let FactInput { source, input, instances } = &self.facts;
         let absent = |path: &Path| !path.is_file();
         match self {
-            _ if absent(input) => wrong("--input", "a file", &input.display()),
+            _ if absent(input) => wrong("--input", "a regular file", &input.display()),
             _ if instances.as_deref().is_some_and(absent) => {
                 wrong("--instances", "a file", &instances.clone().unwrap_or_default().display())
             }
@@ -170,6 +175,7 @@ impl GenerateConfig {
             ("--output", self.output.clone()),
             ("--cache", self.cache_path()),
             ("--rejects", self.rejects_path()),
+            ("--output with `.settings`", self.settings_path()),
         ];
         let place = |path: &Path| path.canonicalize().or_else(|_| std::path::absolute(path)).unwrap_or(path.to_owned());
         for (at, (flag, path)) in named.iter().enumerate().skip(1) {

@@ -1,6 +1,6 @@
 //! What is known of an image: captions and boxes, from a list of records or from COCO's two files.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::BufReader;
 use std::ops::ControlFlow;
@@ -13,6 +13,7 @@ use vela_runtime::clap;
 use vela_types::Language;
 
 use crate::PrepareError;
+use crate::input_path::check_content;
 use crate::json_records::{broken_json, read_records};
 use crate::sources::Fault;
 
@@ -82,16 +83,27 @@ pub struct FactInput {
 }
 
 impl FactInput {
+    /// Refuses an input without a record, before anything is written.
+    pub(super) fn check_content(&self) -> Result<(), PrepareError> {
+        check_content(&self.input, std::slice::from_ref(&self.input))?;
+        let mut is_empty = true;
+        let first = Self { instances: None, ..self.clone() };
+        first.read(&mut |_| {
+            is_empty = false;
+            ControlFlow::Break(())
+        })?;
+        match is_empty {
+            true => Err(PrepareError::NoRecords { path: self.input.clone() }),
+            false => Ok(()),
+        }
+    }
+
     /// Shows the facts of each image in the file's order.
     pub(super) fn read(&self, take: &mut TakeFacts<'_>) -> Result<(), PrepareError> {
         match self.source {
-            FactSource::CapsBoxes => read_records(&self.input, None, &mut |record| {
-                take(
-                    record
-                        .map_err(|fault| Fault::new("broken_json", fault.to_string()))
-                        .and_then(|record| of_record(&record)),
-                )
-            }),
+            FactSource::CapsBoxes => {
+                read_records(&self.input, None, &mut |record| take(record.and_then(|record| of_record(&record))))
+            }
             FactSource::Coco => read_coco(&self.input, self.instances.as_deref(), take),
         }
     }
@@ -174,6 +186,9 @@ struct CocoInstance {
     category_id: u64,
     /// Left, top, width, height in pixels.
     bbox: [f64; 4],
+    /// Not 0 for a crowd, whose box is that of no object.
+    #[serde(default)]
+    iscrowd: u8,
 }
 
 #[derive(Deserialize)]
@@ -182,18 +197,24 @@ struct CocoCategory {
     name: String,
 }
 
-/// Captions and boxes of one image.
-type Annotations = (Vec<String>, Vec<LabelledBox>);
+/// What the files say of one image.
+#[derive(Default)]
+struct Annotations {
+    captions: Vec<String>,
+    boxes: Vec<LabelledBox>,
+    /// A category of a box that the file does not name.
+    unknown_category: Option<u64>,
+}
 
-/// Joins the files by image, in the order of the captions file's images. The tables are held, some 100 bytes per annotation.
+/// Joins the files by image, in the order of the captions file's images; an image that only boxes name is a fault behind them. The tables are held, some 100 bytes per annotation.
 fn read_coco(captions: &Path, instances: Option<&Path>, take: &mut TakeFacts<'_>) -> Result<(), PrepareError> {
     let Captions { images, annotations } =
         parse(captions, "`images[].{id, file_name, width, height}` and `annotations[].{image_id, caption}`")?;
-    let mut by_image: HashMap<u64, Annotations> = HashMap::new();
+    let mut by_image: BTreeMap<u64, Annotations> = BTreeMap::new();
     for CocoCaption { image_id, caption } in annotations {
         let caption = one_line(&caption);
         if !caption.is_empty() {
-            by_image.entry(image_id).or_default().0.push(caption);
+            by_image.entry(image_id).or_default().captions.push(caption);
         }
     }
     if let Some(path) = instances {
@@ -201,10 +222,22 @@ fn read_coco(captions: &Path, instances: Option<&Path>, take: &mut TakeFacts<'_>
         add_boxes(path, &sizes, &mut by_image)?;
     }
     for CocoImage { id, file_name, .. } in images {
-        let (captions, boxes) = by_image.remove(&id).unwrap_or_default();
-        let stem = file_name.rsplit_once('.').map_or(file_name.as_str(), |(stem, _)| stem);
-        let facts = ImageFacts { id: stem.to_owned(), image: file_name, captions, boxes };
-        if take(facts.check()).is_break() {
+        let Annotations { captions, boxes, unknown_category } = by_image.remove(&id).unwrap_or_default();
+        let stem = file_name.rsplit_once('.').map_or(file_name.as_str(), |(stem, _)| stem).to_owned();
+        let facts = match unknown_category {
+            None => ImageFacts { id: stem, image: file_name, captions, boxes }.check(),
+            Some(category) => {
+                let detail = format!("`category_id` {category}: expected an entry of `categories`, found none");
+                Err(Fault::new("unknown_category", detail).of(&stem))
+            }
+        };
+        if take(facts).is_break() {
+            return Ok(());
+        }
+    }
+    for image in by_image.into_keys() {
+        let detail = format!("`image_id` {image}: expected an entry of the captions file's `images`, found none");
+        if take(Err(Fault::new("unknown_image", detail))).is_break() {
             break;
         }
     }
@@ -214,19 +247,25 @@ fn read_coco(captions: &Path, instances: Option<&Path>, take: &mut TakeFacts<'_>
 fn add_boxes(
     path: &Path,
     sizes: &HashMap<u64, (f64, f64)>,
-    by_image: &mut HashMap<u64, Annotations>,
+    by_image: &mut BTreeMap<u64, Annotations>,
 ) -> Result<(), PrepareError> {
     let Instances { annotations, categories } =
         parse(path, "`annotations[].{image_id, category_id, bbox}` and `categories[].{id, name}`")?;
     let names: HashMap<u64, String> = categories.into_iter().map(|category| (category.id, category.name)).collect();
-    for CocoInstance { image_id, category_id, bbox: [left, top, width, height] } in annotations {
-        let (Some((image_width, image_height)), Some(name)) = (sizes.get(&image_id), names.get(&category_id)) else {
+    for CocoInstance { image_id, category_id, bbox: [left, top, width, height], .. } in
+        annotations.into_iter().filter(|instance| instance.iscrowd == 0)
+    {
+        let of_image = by_image.entry(image_id).or_default();
+        // An image that is not known is told by its being left over.
+        let Some((image_width, image_height)) = sizes.get(&image_id) else { continue };
+        let Some(name) = names.get(&category_id) else {
+            of_image.unknown_category = Some(category_id);
             continue;
         };
         let corners =
             [left / image_width, top / image_height, (left + width) / image_width, (top + height) / image_height];
         let corners = corners.map(|corner| corner.clamp(0.0, 1.0));
-        by_image.entry(image_id).or_default().1.push(LabelledBox { category: name.clone(), corners });
+        of_image.boxes.push(LabelledBox { category: name.clone(), corners });
     }
     Ok(())
 }
@@ -298,5 +337,25 @@ mod tests {
         };
         assert_eq!(all[0], Ok(expected));
         assert_eq!(all[1].as_ref().expect_err("no captions").cause, "no_captions");
+    }
+
+    #[test]
+    fn crowds_are_no_objects_and_boxes_of_nothing_known_are_rejects() {
+        let root = tempfile::tempdir().expect("temp folder");
+        let (input, instances) = (root.path().join("captions.json"), root.path().join("instances.json"));
+        let images = r#""images":[{"id":1,"file_name":"1.jpg","width":10,"height":10},{"id":2,"file_name":"2.jpg","width":10,"height":10}]"#;
+        let captions = r#""annotations":[{"image_id":1,"caption":"A cat."},{"image_id":2,"caption":"A dog."}]"#;
+        std::fs::write(&input, format!("{{{images},{captions}}}")).expect("file");
+        let boxes = r#""annotations":[{"image_id":1,"category_id":17,"bbox":[0,0,5,5]},{"image_id":1,"category_id":17,"bbox":[0,0,9,9],"iscrowd":1},
+            {"image_id":2,"category_id":99,"bbox":[0,0,5,5]},{"image_id":7,"category_id":17,"bbox":[0,0,5,5]},
+            {"image_id":7,"category_id":17,"bbox":[1,1,5,5]},{"image_id":8,"category_id":17,"bbox":[0,0,9,9],"iscrowd":1}]"#;
+        std::fs::write(&instances, format!("{{{boxes},\"categories\":[{{\"id\":17,\"name\":\"cat\"}}]}}"))
+            .expect("file");
+        let all = read(&FactInput { source: FactSource::Coco, input, instances: Some(instances) }).expect("reads");
+        assert_eq!(all[0].as_ref().expect("sound").boxes.len(), 1);
+        let faults: Vec<_> = all[1..].iter().map(|facts| facts.as_ref().expect_err("a fault")).collect();
+        assert_eq!(faults.iter().map(|fault| fault.cause).collect::<Vec<_>>(), ["unknown_category", "unknown_image"]);
+        assert!(faults[0].detail.contains("99") && faults[1].detail.contains('7'), "{faults:?}");
+        assert_eq!(faults[0].id.as_deref(), Some("2"));
     }
 }

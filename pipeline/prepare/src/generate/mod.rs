@@ -9,6 +9,7 @@ mod cache;
 mod config;
 mod endpoint;
 mod facts;
+mod finished;
 mod grammar;
 mod judge;
 mod kind;
@@ -39,6 +40,7 @@ use crate::PrepareError;
 use crate::sources::Fault;
 use cache::Cache;
 use endpoint::Endpoint;
+use finished::{admit, check_output, make_folders};
 use output::OrderedWriter;
 use run::{Run, Work};
 
@@ -48,13 +50,17 @@ use run::{Run, Work};
 /// Both files get their names at the end; answers are in the cache from the moment they arrive.
 ///
 /// # Errors
-/// If a file fails or is in use, the server refuses every request, or a stop was asked for.
+/// If a file fails or is in use, the output has dialogues of other settings or such as this run has not made again, the server
+/// refuses every request, or a stop was asked for.
 pub fn generate(
     config: &GenerateConfig,
     progress: &Progress,
     shutdown: &Shutdown,
 ) -> Result<GenerateReport, PrepareError> {
     config.check()?;
+    config.facts.check_content()?;
+    check_output(config)?;
+    make_folders(config)?;
     let started = Instant::now();
     let cache = Cache::open(&config.cache_path())?;
     let damaged_lines = cache.damaged();
@@ -82,7 +88,8 @@ pub fn generate(
     }
     let requests = endpoint.requests.load(Ordering::Relaxed);
     let seconds = started.elapsed().as_secs_f64();
-    Ok(GenerateReport::new(config, writer.finish()?, spending, requests, damaged_lines, seconds))
+    let counts = writer.finish(|made| admit(config, made))?;
+    Ok(GenerateReport::new(config, counts, spending, requests, damaged_lines, seconds))
 }
 
 /// Sends every record up to the limit, until nobody listens.

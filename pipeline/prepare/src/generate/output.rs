@@ -119,8 +119,16 @@ impl OrderedWriter {
         Ok(())
     }
 
-    /// Gives both files their names.
-    pub(super) fn finish(self) -> Result<Counts, PrepareError> {
+    /// Gives both files their names if `admit` allows the finished samples; otherwise all stays as it was.
+    pub(super) fn finish(
+        mut self,
+        admit: impl FnOnce(&Path) -> Result<(), PrepareError>,
+    ) -> Result<Counts, PrepareError> {
+        self.samples.flush()?;
+        if let Err(fault) = admit(&self.samples.partial) {
+            self.discard()?;
+            return Err(fault);
+        }
         self.samples.finish()?;
         self.rejects.finish()?;
         Ok(self.counts)
@@ -152,6 +160,10 @@ impl Publishing {
     fn line(&mut self, line: &str) -> Result<(), PrepareError> {
         let written = self.out.write_all(line.as_bytes()).and_then(|()| self.out.write_all(b"\n"));
         written.map_err(PrepareError::io("write", &self.partial))
+    }
+
+    fn flush(&mut self) -> Result<(), PrepareError> {
+        self.out.flush().map_err(PrepareError::io("write", &self.partial))
     }
 
     fn finish(self) -> Result<(), PrepareError> {
@@ -193,7 +205,7 @@ mod tests {
                 let written = if record % 3 == 0 { Written::Reject(reject()) } else { Written::Sample(record.to_string()) };
                 writer.put(record, written).expect("written");
             }
-            let counts = writer.finish().expect("published");
+            let counts = writer.finish(|_| Ok(())).expect("published");
             prop_assert_eq!((counts.samples, counts.rejected["c"]), (20, 10));
             let expected: Vec<String> = (0..30).filter(|record| record % 3 != 0).map(|record: u64| record.to_string()).collect();
             let found = fs::read_to_string(&samples).expect("file");

@@ -15,6 +15,9 @@ pub(crate) struct HistogramBin {
 const WIDTH: f64 = 560.0;
 const HEIGHT: f64 = 150.0;
 const LABELS: f64 = 22.0;
+/// Room for the label of a mark.
+const MARK_WIDTH: f64 = 70.0;
+const MARK_HEIGHT: f64 = 13.0;
 /// Few columns are no wider than this.
 const MAX_COLUMN: f64 = 64.0;
 
@@ -24,7 +27,11 @@ pub(crate) fn histogram(bins: &[HistogramBin], marks: &[(&str, u64)], class: &st
     let most = bins.iter().map(|bin| bin.count).max().unwrap_or(0).max(1) as f64;
     let span = (last.to - first.from).max(1) as f64;
     let x = |value: u64| (value.saturating_sub(first.from)) as f64 / span * WIDTH;
-    let mut svg = format!("<svg viewBox=\"0 -16 {WIDTH} {}\" role=\"img\">", HEIGHT + LABELS + 16.0);
+    let marks: Vec<(&str, u64)> =
+        marks.iter().filter(|(_, value)| (first.from..last.to).contains(value)).copied().collect();
+    let rows = label_rows(marks.iter().map(|(_, value)| x(*value)));
+    let top = 16.0 + MARK_HEIGHT * rows.iter().max().copied().unwrap_or(0) as f64;
+    let mut svg = format!("<svg viewBox=\"0 -{top} {WIDTH} {}\" role=\"img\">", HEIGHT + LABELS + top);
     for bin in bins {
         let (left, height) = (x(bin.from), bin.count as f64 / most * HEIGHT);
         let (slot, top) = ((x(bin.to) - left - 1.0).max(0.75), HEIGHT - height);
@@ -43,26 +50,33 @@ pub(crate) fn histogram(bins: &[HistogramBin], marks: &[(&str, u64)], class: &st
     }
     push(&mut svg, format_args!("<line class=\"axis\" x1=\"0\" x2=\"{WIDTH}\" y1=\"{HEIGHT}\" y2=\"{HEIGHT}\"/>"));
     axis_labels(&mut svg, bins, &x);
-    let mut right_edge = -f64::INFINITY;
-    for (label, value) in marks.iter().filter(|(_, value)| (first.from..last.to).contains(value)) {
+    for ((label, value), row) in marks.iter().zip(&rows) {
         let at = x(*value);
         push(&mut svg, format_args!("<line class=\"rule\" x1=\"{at:.1}\" x2=\"{at:.1}\" y1=\"-3\" y2=\"{HEIGHT}\"/>"));
-        // A label that would lie on the one before is left out; its line stays.
-        if at > right_edge {
-            let anchor = if at > WIDTH - 60.0 { "end" } else { "start" };
-            push(
-                &mut svg,
-                format_args!(
-                    "<text x=\"{at:.1}\" y=\"-6\" text-anchor=\"{anchor}\">{} {}</text>",
-                    escaped(label),
-                    count(*value)
-                ),
-            );
-            right_edge = at + 70.0;
-        }
+        let (anchor, y) = (if is_last(at) { "end" } else { "start" }, -6.0 - MARK_HEIGHT * *row as f64);
+        let (label, value) = (escaped(label), count(*value));
+        push(&mut svg, format_args!("<text x=\"{at:.1}\" y=\"{y}\" text-anchor=\"{anchor}\">{label} {value}</text>"));
     }
     svg.push_str("</svg>\n");
     svg
+}
+
+/// True where a label has no room to the right of its line.
+fn is_last(at: f64) -> bool {
+    at > WIDTH - 60.0
+}
+
+/// The row of each label, from the lowest: a label that would lie on another goes a row higher.
+fn label_rows(places: impl Iterator<Item = f64>) -> Vec<usize> {
+    let mut edges: Vec<f64> = Vec::new();
+    let row = |at: f64| {
+        let left = if is_last(at) { at - MARK_WIDTH } else { at };
+        let row = edges.iter().position(|edge| left >= *edge).unwrap_or(edges.len());
+        edges.resize(edges.len().max(row + 1), 0.0);
+        edges[row] = left + MARK_WIDTH;
+        row
+    };
+    places.map(row).collect()
 }
 
 /// Few columns are labelled each in its middle, many at round values along the axis.
@@ -182,6 +196,21 @@ mod tests {
         let svg = histogram(&bins, &[("median", 12)], "cool");
         assert!(svg.contains("height=\"150.0\"") && svg.contains("height=\"75.0\""), "{svg}");
         assert!(svg.contains("<title>10-19: 8</title>") && svg.contains(">median 12</text>"), "{svg}");
+    }
+
+    #[test]
+    fn every_mark_has_its_label_and_none_lies_on_another() {
+        let bins = [HistogramBin { from: 0, to: 560, count: 4 }];
+        let svg = histogram(&bins, &[("median", 100), ("95 %", 120), ("99 %", 130), ("most", 550)], "");
+        for label in [
+            "y=\"-6\" text-anchor=\"start\">median 100",
+            "y=\"-19\" text-anchor=\"start\">95 % 120",
+            ">99 % 130",
+            "\"end\">most 550",
+        ] {
+            assert!(svg.contains(label), "{label}: {svg}");
+        }
+        assert_eq!(label_rows([100.0, 120.0, 130.0, 180.0, 550.0].into_iter()), [0, 1, 2, 0, 0]);
     }
 
     #[test]

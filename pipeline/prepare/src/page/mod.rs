@@ -11,6 +11,7 @@ pub(crate) use chart::{Bar, HistogramBin, Strip, bars, histogram, strips};
 pub(crate) use text::{base64, count, escaped, percent, size};
 
 use crate::PrepareError;
+use crate::journal::{make_parent, replace_file};
 
 const STYLE: &str = include_str!("style.css");
 
@@ -62,9 +63,16 @@ impl Page {
         self.html.len()
     }
 
-    /// Writes the page to `path`.
+    /// Writes the page to `path`, whose folder is made; a page that was there is replaced once the new one is whole.
     pub(crate) fn write(mut self, path: &Path) -> Result<(), PrepareError> {
         self.html.push_str("</html>\n");
-        fs::write(path, self.html).map_err(PrepareError::io("write", path))
+        if fs::metadata(path).is_ok_and(|data| !data.is_file()) {
+            // A pipe or the screen has no page that could be lost.
+            return fs::write(path, self.html).map_err(PrepareError::io("write", path));
+        }
+        make_parent(path)?;
+        let partial = path.with_added_extension("partial");
+        let written = fs::write(&partial, self.html).map_err(PrepareError::io("write", &partial));
+        written.and_then(|()| replace_file(path, &partial)).inspect_err(|_| _ = fs::remove_file(&partial))
     }
 }

@@ -71,6 +71,10 @@ const MAX_PAGE_BYTES: usize = 24 << 20;
 /// # Errors
 /// No finished shard set, another processor than the shards', an unknown id, damage, or a page that cannot be written.
 pub fn write_preview(config: &PreviewConfig) -> Result<PreviewReport, PrepareError> {
+    if config.ids.is_empty() && config.num_records == 0 {
+        let (expected, found) = ("at least 1".to_owned(), "0".to_owned());
+        return Err(PrepareError::Flag { flag: "--limit", expected, found });
+    }
     let store = open_shards("--shards", &config.shards)?;
     let manifest = load_manifest(store.as_ref(), &config.shards)?;
     let processor = own_processor(config, &manifest)?;
@@ -193,7 +197,8 @@ fn write_head(page: &mut Page, config: &PreviewConfig, manifest: &Manifest) {
     ));
     page.push(format_args!(
         "<p><span class=\"key\"><i class=\"learned\"></i>learned</span><span class=\"key\"><i class=\"read\"></i>read \
-         only</span><span class=\"key\"><i class=\"image\"></i>image</span></p></header>\n"
+         only</span><span class=\"key\"><i class=\"image\"></i>image</span><span class=\"key\"><i class=\"end\"></i>ends a \
+         turn</span></p></header>\n"
     ));
 }
 

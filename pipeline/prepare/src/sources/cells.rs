@@ -1,5 +1,6 @@
 //! Parquet cells with lists and structs: as JSON where they are text, as images where they hold files or names.
 
+use polars::datatypes::ArrowDataType;
 use polars::prelude::AnyValue;
 use serde_json::{Map, Value};
 use vela_types::ImageRef;
@@ -35,6 +36,34 @@ pub(super) fn images(cell: &AnyValue<'_>, column: &str, place: &Place<'_>) -> Re
             .map(|(at, item)| image(&item.into_static(), &format!("{column}[{at}]"), place))
             .collect(),
         one => Ok(vec![image(&one, column, place)?]),
+    }
+}
+
+/// The names in a cell of [`images`], of those that are not in the cell themselves.
+pub(super) fn image_names(cell: &AnyValue<'_>) -> Vec<String> {
+    match cell {
+        AnyValue::List(items) => items.iter().flat_map(|item| image_names(&item)).collect(),
+        AnyValue::String(name) => vec![(*name).to_owned()],
+        AnyValue::StringOwned(name) => vec![name.to_string()],
+        AnyValue::Struct(..) => image_names(&cell.clone().into_static()),
+        AnyValue::StructOwned(parts) => {
+            let (values, fields) = &**parts;
+            let field = |name: &str| fields.iter().position(|field| field.name == name).map(|at| &values[at]);
+            let is_inside = matches!(field("bytes"), Some(AnyValue::Binary(_) | AnyValue::BinaryOwned(_)));
+            let path = field("path").and_then(AnyValue::get_str).filter(|_| !is_inside);
+            path.into_iter().map(str::to_owned).collect()
+        }
+        _ => vec![],
+    }
+}
+
+/// True if cells of this type may name images, so that they must be read to know.
+pub(super) fn may_name_images(cells: &ArrowDataType) -> bool {
+    match cells {
+        ArrowDataType::Utf8 | ArrowDataType::LargeUtf8 | ArrowDataType::Utf8View => true,
+        ArrowDataType::List(items) | ArrowDataType::LargeList(items) => may_name_images(&items.dtype),
+        ArrowDataType::Struct(fields) => fields.iter().any(|field| field.name == "path"),
+        _ => false,
     }
 }
 

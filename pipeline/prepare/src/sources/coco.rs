@@ -1,9 +1,9 @@
 //! COCO: one JSON object with `images` (`id`, `file_name`, `width`, `height`) and `annotations`. Of captions (`id`,
-//! `image_id`, `caption`) each is one sample, `coco/<image id>/<annotation id>`. Of instances (`image_id`, `category_id`,
-//! `bbox` as x, y, width, height in pixels) those of an image are one sample, `coco/<image id>/boxes`: a list of `category: [x1,
+//! `image_id`, `caption`) each is one sample, `coco/<file stem>/<image id>/<annotation id>`. Of instances (`image_id`, `category_id`,
+//! `bbox` as x, y, width, height in pixels) those of an image are one sample, `coco/<file stem>/<image id>/boxes`: a list of `category: [x1,
 //! y1, x2, y2]`, corners as shares of width and height with three decimals; crowds are left out.
 //!
-//! Annotations are read as they are needed. The table of images stays in memory, and so do instances, 40 bytes each.
+//! Annotations are read as they are needed. The table of images stays in memory, and so do instances, 48 bytes each.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -61,9 +61,27 @@ struct Annotation {
     iscrowd: Value,
 }
 
+impl Annotation {
+    fn read(index: u64, record: &RawRecord) -> Result<Self, Fault> {
+        let place = format!("line {}, annotation {index}", record.line);
+        if !record.bytes.starts_with(b"{") {
+            return Err(Fault::new("wrong_type", format!("{place}: expected an object")));
+        }
+        serde_json::from_slice(&record.bytes).map_err(|fault| Fault::new("broken_json", format!("{place}: {fault}")))
+    }
+}
+
+fn not_a_number(name: &str, found: &Value) -> Fault {
+    let cause = if found.is_null() { "missing_field" } else { "wrong_type" };
+    let mut found = found.to_string();
+    found.truncate(found.floor_char_boundary(80));
+    Fault::new(cause, format!("annotation field `{name}`: expected a number, found `{found}`"))
+}
+
 /// The box of an object, as the file has it.
 struct Instance {
-    category: u64,
+    /// `None` if the file's is no number.
+    category: Option<u64>,
     /// x, y, width, height; `None` if the file's are not four numbers.
     bbox: Option<[f32; 4]>,
 }
@@ -72,8 +90,14 @@ struct Instance {
 enum Annotations {
     /// Where captions 0, 256, 512, ... stand (offset and line), and which repeat an id.
     Captions { num: u64, marks: Vec<(u64, u64)>, repeats: HashMap<u64, Repeat> },
-    /// The instances of each image that has some, images in the order in which they first appear.
-    Instances { images: Vec<u64>, of_image: HashMap<u64, Vec<Instance>>, categories: HashMap<u64, String> },
+    /// The instances of each image that has some, images in the order in which they first appear; and what is wrong with the
+    /// annotations that belong to no image, records behind those of the images.
+    Instances {
+        images: Vec<u64>,
+        of_image: HashMap<u64, Vec<Instance>>,
+        categories: HashMap<u64, String>,
+        lost: Vec<Fault>,
+    },
 }
 
 /// One annotation file.
@@ -106,15 +130,27 @@ impl CocoFile {
     fn scan(&mut self, lists: &ListFile) -> Result<(), PrepareError> {
         let (mut marks, mut finder, mut num) = (Vec::new(), RepeatFinder::default(), 0);
         let (mut images, mut of_image) = (Vec::new(), HashMap::<u64, Vec<Instance>>::new());
-        let (mut listing, mut num_boxes, mut num_captions) = (ImageListing::default(), 0, 0);
+        let (mut listing, mut num_boxes, mut num_captions, mut lost) = (ImageListing::default(), 0, 0, Vec::new());
         let path = self.path.clone();
         lists.for_each("annotations", |index, record| {
             if index % MARK_EVERY == 0 {
                 marks.push((record.offset, record.line));
             }
             num = index + 1;
-            let Ok(annotation) = serde_json::from_slice::<Annotation>(&record.bytes) else { return Ok(()) };
+            let annotation = match Annotation::read(index, &record) {
+                Ok(annotation) => annotation,
+                Err(fault) => {
+                    lost.push(fault.of(&format!("{SOURCE}/{}/#{index}", self.context.stem)));
+                    return Ok(());
+                }
+            };
             let image = annotation.image_id.as_u64();
+            if image.is_none() {
+                let fault = not_a_number("image_id", &annotation.image_id);
+                let detail = format!("line {}, {}", record.line, fault.detail);
+                let fault = Fault { detail, ..fault };
+                lost.push(fault.of(&format!("{SOURCE}/{}/#{index}", self.context.stem)));
+            }
             if let Some(id) = annotation.id.as_u64().filter(|_| annotation.caption.is_some()) {
                 finder.add(&id.to_string(), &[], index).map_err(PrepareError::io("sort the ids of", &path))?;
             }
@@ -123,7 +159,8 @@ impl CocoFile {
             let is_new = image.is_some_and(|image| images.last() != Some(&image) && !of_image.contains_key(&image));
             if let Some(image) = image {
                 let instances = of_image.entry(image).or_default();
-                instances.extend(annotation.bbox.as_ref().and_then(|bbox| Instance::read(&annotation, bbox)));
+                let is_caption = annotation.caption.is_some() && annotation.bbox.is_none();
+                instances.extend(Instance::read(&annotation).filter(|_| !is_caption));
                 if is_new {
                     images.push(image);
                     if let Some(Image { file_name, .. }) = self.images.get(&image) {
@@ -136,7 +173,7 @@ impl CocoFile {
         self.num_recognized = num_captions.max(num_boxes);
         self.listing = listing.fingerprint();
         self.annotations = if num_boxes > num_captions {
-            Annotations::Instances { images, of_image, categories: lists.categories()? }
+            Annotations::Instances { images, of_image, categories: lists.categories()?, lost }
         } else {
             let repeats = finder.finish().map_err(PrepareError::io("sort the ids of", &self.path))?;
             Annotations::Captions { num, marks, repeats }
@@ -145,14 +182,10 @@ impl CocoFile {
     }
 
     fn caption(&self, index: u64, record: &RawRecord, is_repeated: bool) -> Result<RawContent, Fault> {
-        let annotation: Annotation = serde_json::from_slice(&record.bytes)
-            .map_err(|fault| Fault::new("broken_json", format!("line {}, annotation {index}: {fault}", record.line)))?;
-        let number = |name: &str, value: &Value| {
-            let missing = || Fault::new("missing_field", format!("annotation field `{name}`: expected a number"));
-            value.as_u64().ok_or_else(missing)
-        };
+        let annotation = Annotation::read(index, record)?;
+        let number = |name: &str, value: &Value| value.as_u64().ok_or_else(|| not_a_number(name, value));
         let (image, own) = (number("image_id", &annotation.image_id)?, number("id", &annotation.id)?);
-        let id = format!("{SOURCE}/{image}/{own}");
+        let id = format!("{SOURCE}/{}/{image}/{own}", self.context.stem);
         let content = || {
             if is_repeated {
                 return Err(Fault::new("duplicate_id", "an earlier annotation has the same id"));
@@ -177,7 +210,7 @@ impl CocoFile {
         instances: &[Instance],
         categories: &HashMap<u64, String>,
     ) -> Result<RawContent, Fault> {
-        let id = format!("{SOURCE}/{image}/boxes");
+        let id = format!("{SOURCE}/{}/{image}/boxes", self.context.stem);
         let content = || {
             let known = self.image(image)?;
             let lines: Vec<String> =
@@ -230,7 +263,7 @@ impl RawFile for CocoFile {
     fn num_records(&self) -> u64 {
         match &self.annotations {
             Annotations::Captions { num, .. } => *num,
-            Annotations::Instances { images, .. } => images.len() as u64,
+            Annotations::Instances { images, lost, .. } => (images.len() + lost.len()) as u64,
         }
     }
 
@@ -245,10 +278,12 @@ impl RawFile for CocoFile {
     fn read(&self, records: Range<u64>, emit: &mut Emit<'_>) -> Result<(), PrepareError> {
         match &self.annotations {
             Annotations::Captions { marks, repeats, .. } => self.read_captions(records, marks, repeats, emit),
-            Annotations::Instances { images, of_image, categories } => {
+            Annotations::Instances { images, of_image, categories, lost } => {
                 for record in records {
-                    let image = images[record as usize];
-                    let content = self.boxes(image, &of_image[&image], categories);
+                    let content = match images.get(record as usize) {
+                        Some(image) => self.boxes(*image, &of_image[image], categories),
+                        None => Err(lost[record as usize - images.len()].clone()),
+                    };
                     if emit(Entry { record, content }) == ControlFlow::Break(()) {
                         break;
                     }
@@ -261,12 +296,15 @@ impl RawFile for CocoFile {
 
 impl Instance {
     /// `None` for a crowd.
-    fn read(annotation: &Annotation, bbox: &Value) -> Option<Self> {
-        let sides: Option<Vec<f32>> =
-            bbox.as_array().and_then(|sides| sides.iter().map(|side| side.as_f64().map(|side| side as f32)).collect());
+    fn read(annotation: &Annotation) -> Option<Self> {
+        let sides: Option<Vec<f32>> = annotation
+            .bbox
+            .as_ref()
+            .and_then(Value::as_array)
+            .and_then(|sides| sides.iter().map(|side| side.as_f64().map(|side| side as f32)).collect());
         let is_crowd = annotation.iscrowd.as_u64().is_some_and(|flag| flag != 0);
         let bbox = sides.and_then(|sides| sides.try_into().ok());
-        (!is_crowd).then(|| Self { category: annotation.category_id.as_u64().unwrap_or(u64::MAX), bbox })
+        (!is_crowd).then(|| Self { category: annotation.category_id.as_u64(), bbox })
     }
 
     /// `category: [x1, y1, x2, y2]`, LLaVA's form of a box.
@@ -279,8 +317,9 @@ impl Instance {
             let detail = format!("`images` entry {}: expected `width` and `height`", image.id);
             return Err(Fault::new("missing_field", detail));
         };
-        let name = categories.get(&self.category).ok_or_else(|| {
-            let detail = format!("`category_id` {}: expected an entry of `categories`, found none", self.category);
+        let category = self.category.ok_or_else(|| not_a_number("category_id", &Value::Null))?;
+        let name = categories.get(&category).ok_or_else(|| {
+            let detail = format!("`category_id` {category}: expected an entry of `categories`, found none");
             Fault::new("unknown_category", detail)
         })?;
         let share = |value: f64, full: f64| (value / full).clamp(0.0, 1.0);
@@ -389,7 +428,7 @@ mod tests {
         let expected = ["", "empty_caption", "unknown_image", "duplicate_id", "missing_field", "missing_field"];
         assert_eq!(causes(&entries), expected);
         let Ok(RawContent::Caption(caption)) = &entries[0].content else { panic!("a caption") };
-        assert_eq!((caption.id.as_str(), caption.global.as_str()), ("coco/7/1", "A cat."));
+        assert_eq!((caption.id.as_str(), caption.global.as_str()), ("coco/a/7/1", "A cat."));
     }
 
     #[test]
@@ -406,7 +445,35 @@ mod tests {
         entries.truncate(1);
         let samples = samples(entries);
         let expected = "person: [0.100, 0.100, 0.600, 0.600]\ndog: [0.998, 0.000, 1.000, 1.000]";
-        assert_eq!((samples[0].id.as_str(), samples[0].turns[1].text.as_str()), ("coco/7/boxes", expected));
+        assert_eq!((samples[0].id.as_str(), samples[0].turns[1].text.as_str()), ("coco/a/7/boxes", expected));
+    }
+
+    #[test]
+    fn annotations_that_belong_to_no_image_are_rejects_behind_the_images() {
+        let text = format!(
+            r#"{{{IMAGES}, "categories": [{{"id": 1, "name": "person"}}], "annotations": [
+            {{"image_id": 7, "category_id": 1, "bbox": [20, 10, 100, 50]}}, 5, [1, 7], {{"image_id": 7, "category_id": oops}},
+            {{"category_id": 1, "bbox": [1, 1, 1, 1]}}, {{"image_id": "7", "category_id": 1, "bbox": [1, 1, 1, 1]}},
+            {{"image_id": 9, "category_id": 1, "bbox": [1, 1, 1, 1]}}, {{"image_id": 8, "category_id": 1}}]}}"#
+        );
+        let entries = read(&text).expect("reads");
+        let expected = [
+            "",
+            "unknown_image",
+            "wrong_type",
+            "wrong_type",
+            "wrong_type",
+            "broken_json",
+            "missing_field",
+            "wrong_type",
+        ];
+        assert_eq!(causes(&entries), expected);
+        let fault = entries[6].content.as_ref().expect_err("no image");
+        assert_eq!(fault.id.as_deref(), Some("coco/a/#4"));
+        assert!(fault.detail.contains("line 3") && fault.detail.contains("image_id"), "{}", fault.detail);
+        let entries = read(&text.replace("\"category_id\": 1,", "\"category_id\": null,")).expect("reads");
+        let detail = &entries[0].content.as_ref().expect_err("no category").detail;
+        assert!(detail.contains("`category_id`") && detail.contains("null"), "{detail}");
     }
 
     #[test]

@@ -150,7 +150,7 @@ impl LabelFolder {
             let name = format!("../{IMAGE_FOLDER}/{}", self.beside(stem)?);
             return self.context.images.resolve(&name, &self.path);
         }
-        let kind = self.context.stem.rsplit_once('/').map_or(String::new(), |(kind, _)| format!("{kind}/"));
+        let kind = self.kind().map_or(String::new(), |kind| format!("{kind}/"));
         for ending in IMAGE_ENDINGS {
             let name = format!("{kind}{IMAGE_FOLDER}/{stem}.{ending}");
             let found = self.context.images.resolve(&name, &self.path)?;
@@ -159,6 +159,13 @@ impl LabelFolder {
             }
         }
         Err(missing(stem))
+    }
+
+    /// What tells the images of these labels from those of another kind: the folders above the labels as far as they are below the
+    /// input, at least the nearest.
+    fn kind(&self) -> Option<String> {
+        let below = self.context.below.rsplit_once('/').map(|(kind, _)| kind.to_owned());
+        below.or_else(|| Some(self.path.canonicalize().ok()?.parent()?.file_name()?.to_string_lossy().into_owned()))
     }
 
     /// The name of the one image beside the labels that has this name up to its ending.
@@ -343,18 +350,22 @@ mod tests {
             write(root.path(), &format!("photos/{kind}/images/7.webp"), kind);
         }
         write(root.path(), "raw/single/labels_zh/8.json", &talk);
+        write(root.path(), "photos/multi/images/8.webp", "that of another label");
         let photos = root.path().join("photos");
-        let folder = LabelFolder::open(
-            &root.path().join("raw/single/labels_zh"),
-            SourceContext {
-                images: Arc::new(ImageFolder::open(Some(&photos), None).expect("listing")),
-                ..SourceContext::for_test("single/labels_zh")
-            },
-        );
-        let entries = read_all(&folder.expect("opens")).expect("reads");
-        assert_eq!(causes(&entries), ["", "missing_image"]);
-        let samples = samples(entries.into_iter().take(1).collect());
-        assert_eq!(fs::read(samples[0].images[0].name()).expect("there"), b"single");
+        // The input may be the folder above, or that of the kind alone.
+        for stem in ["single/labels_zh", "labels_zh"] {
+            let folder = LabelFolder::open(
+                &root.path().join("raw/single/labels_zh"),
+                SourceContext {
+                    images: Arc::new(ImageFolder::open(Some(&photos), None).expect("listing")),
+                    ..SourceContext::for_test(stem)
+                },
+            );
+            let entries = read_all(&folder.expect("opens")).expect("reads");
+            assert_eq!(causes(&entries), ["", "missing_image"], "{stem}");
+            let samples = samples(entries.into_iter().take(1).collect());
+            assert_eq!(fs::read(samples[0].images[0].name()).expect("there"), b"single");
+        }
     }
 
     #[test]

@@ -10,6 +10,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use vela_types::{Fingerprint, ImageRef};
 
 use super::Fault;
+use super::image_names::may_be_image;
 use super::walk::walk;
 use crate::PrepareError;
 
@@ -46,9 +47,9 @@ impl From<&fs::Metadata> for Stamp {
 
 /// The folder given by `--images`, listed once; without it, names are relative to the data file.
 ///
-/// A name maps to the file at that very path below the folder; failing that, to the file with the same base name whose
-/// path shares the longest run of trailing components; two equally good files are a fault, never a guess. A name that
-/// leaves the folder is a fault too. Without the folder there is nothing to leave: `..` and absolute names are followed.
+/// A name maps to the file at that very path below the folder; failing that, to the file of which one path is the whole end
+/// of the other, component by component, the longest such end; two equally good files are a fault, and a file that shares
+/// no more than its base name is another image, never a guess. A name that leaves the folder is a fault too. Without the folder there is nothing to leave: `..` and absolute names are followed.
 pub struct ImageFolder {
     root: Option<PathBuf>,
     /// The components of `root`, as given and with links resolved.
@@ -58,11 +59,14 @@ pub struct ImageFolder {
 }
 
 impl ImageFolder {
-    /// Lists `root` and every folder below it but `output`, which a build is about to fill.
+    /// Lists what may be an image in `root` and every folder below it but `output`, which a build is about to fill.
     pub fn open(root: Option<&Path>, output: Option<&Path>) -> Result<Self, PrepareError> {
         let (mut files, mut root_parts) = (Vec::new(), Vec::new());
         if let Some(root) = root {
-            walk(root, output, &mut |path, data| files.push((name_below(root, &path), Stamp::from(data))))?;
+            walk(root, output, &mut |path, data| {
+                let name = name_below(root, &path);
+                files.extend(may_be_image(&name).then(|| (name, Stamp::from(data))));
+            })?;
             files.sort_unstable_by(|left, right| left.0.cmp(&right.0));
             let paths = [std::path::absolute(root), root.canonicalize()].into_iter().flatten();
             root_parts.extend(paths.filter_map(|path| {
@@ -117,11 +121,11 @@ impl ImageFolder {
         let is_url = name.starts_with("http://") || name.starts_with("https://");
         let path = if is_url { url_path(name) } else { name.strip_prefix("file://").unwrap_or(name).to_owned() };
         match &self.root {
-            None if is_url => Err(not_local(name)),
+            None if is_url => Err(self.not_local(name)),
             None => Ok(path_ref(&data_folder.join(path))),
             Some(root) if is_url => {
-                let found = self.lookup(&components(&path).ok_or_else(|| not_local(name))?)?;
-                found.map(|found| path_ref(&root.join(found))).ok_or_else(|| not_local(name))
+                let found = self.lookup(&components(&path).ok_or_else(|| self.not_local(name))?)?;
+                found.map(|found| path_ref(&root.join(found))).ok_or_else(|| self.not_local(name))
             }
             Some(root) => {
                 let wanted = self.below_root(&path).ok_or_else(|| outside(name))?;
@@ -146,6 +150,14 @@ impl ImageFolder {
         Some(parts)
     }
 
+    fn not_local(&self, url: &str) -> Fault {
+        let remedy = match &self.root {
+            Some(root) => format!("below `--images {}`; bring it there with `pipeline fetch`", root.display()),
+            None => "without `--images`; download the images with `pipeline fetch` and pass their folder with `--images DIR`".to_owned(),
+        };
+        Fault::new("missing_image", format!("no local file for `{url}` {remedy}"))
+    }
+
     fn lookup(&self, wanted: &[&str]) -> Result<Option<&str>, Fault> {
         let base = wanted.last().copied().unwrap_or_default();
         let Some(candidates) = self.by_base_name.get(base) else { return Ok(None) };
@@ -157,11 +169,13 @@ impl ImageFolder {
         if self.root.as_ref().is_some_and(|root| root.join(&exact).is_file()) {
             return Ok(None);
         }
+        // Components of the shorter path if it is the whole end of the other.
         let shared = |candidate: &str| {
-            candidate.rsplit('/').zip(wanted.iter().rev()).take_while(|(left, right)| left == *right).count()
+            let pairs = candidate.rsplit('/').zip(wanted.iter().rev());
+            pairs.map(|(left, right)| left == *right).try_fold(0, |num, is_equal| is_equal.then_some(num + 1))
         };
-        let best = candidates.iter().map(|candidate| shared(candidate)).max().unwrap_or(0);
-        let mut found = candidates.iter().filter(|candidate| shared(candidate) == best);
+        let best = candidates.iter().filter_map(|candidate| shared(candidate)).max();
+        let mut found = candidates.iter().filter(|candidate| best.is_some() && shared(candidate) == best);
         match (found.next(), found.next()) {
             (Some(first), Some(second)) => Err(Fault::new(
                 "ambiguous_image",
@@ -200,32 +214,29 @@ fn outside(name: &str) -> Fault {
     Fault::new("outside_images", format!("`{name}`: expected a name below the folder of `--images`, found one outside"))
 }
 
-fn not_local(url: &str) -> Fault {
-    let detail = format!("no local file for `{url}`; download the images and pass their folder with `--images DIR`");
-    Fault::new("missing_image", detail)
-}
-
-/// The path of an http URL without host, query and fragment, percent signs decoded.
-fn url_path(url: &str) -> String {
+/// The path of an http URL below its host, without query and fragment, percent signs decoded.
+pub(crate) fn url_path(url: &str) -> String {
     let after_scheme = url.split_once("://").map_or(url, |(_, rest)| rest);
     let end = after_scheme.find(['?', '#']).unwrap_or(after_scheme.len());
     let path = after_scheme[..end].split_once('/').map_or("", |(_, path)| path);
     percent_decoded(path)
 }
 
+/// A percent sign without two hexadecimal digits stands for itself, as does a text that is not UTF-8 once decoded.
 fn percent_decoded(text: &str) -> String {
-    let bytes = text.as_bytes();
-    let (mut out, mut at) = (Vec::with_capacity(bytes.len()), 0);
-    while at < bytes.len() {
-        let escaped = (bytes[at] == b'%').then(|| text.get(at + 1..at + 3)).flatten();
-        match escaped.and_then(|digits| u8::from_str_radix(digits, 16).ok()) {
+    let digit = |digit: u8| char::from(digit).to_digit(16).map(|value| value as u8);
+    let mut out = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((&first, after)) = rest.split_first() {
+        let digits = (first == b'%').then(|| after.first_chunk::<2>()).flatten();
+        match digits.and_then(|[high, low]| Some(digit(*high)? << 4 | digit(*low)?)) {
             Some(byte) => {
                 out.push(byte);
-                at += 3;
+                rest = &after[2..];
             }
             None => {
-                out.push(bytes[at]);
-                at += 1;
+                out.push(first);
+                rest = after;
             }
         }
     }
@@ -266,7 +277,20 @@ mod tests {
         assert_eq!(found(&images, root.path(), "https://host/set/b/1.jpg?sig=a/9.jpg#top"), "b/1.jpg");
         assert_eq!(found(&images, root.path(), "https://host/deep/only.jpg"), "only.jpg");
         assert_eq!(found(&images, root.path(), "http://host/x%20y.jpg"), "x y.jpg");
-        assert_eq!(images.resolve("http://h/c/1.jpg", Path::new(".")).expect_err("two files").cause, "ambiguous_image");
+        assert_eq!(images.resolve("http://h/1.jpg", Path::new(".")).expect_err("two files").cause, "ambiguous_image");
+    }
+
+    #[test]
+    fn no_other_file_of_the_same_base_name_is_taken_for_a_missing_one() {
+        let (root, images) = folder(&["a/1.jpg", "x/y/2.jpg", "y/2.jpg", "3.jpg"]);
+        for url in ["http://h/c/1.jpg", "http://h/c/a/b/1.jpg", "http://h/z/2.jpg"] {
+            assert_eq!(images.resolve(url, Path::new(".")).expect_err(url).cause, "missing_image", "{url}");
+        }
+        assert_eq!(found(&images, root.path(), "c/1.jpg"), "c/1.jpg", "absent, and named so that the reject says it");
+        assert_eq!(found(&images, root.path(), "1.jpg"), "a/1.jpg");
+        assert_eq!(found(&images, root.path(), "y/2.jpg"), "y/2.jpg");
+        assert_eq!(found(&images, root.path(), "data/x/y/2.jpg"), "x/y/2.jpg", "the longer end of two");
+        assert_eq!(found(&images, root.path(), "anywhere/3.jpg"), "3.jpg");
     }
 
     #[test]
@@ -275,7 +299,8 @@ mod tests {
         for images in [&images, &ImageFolder::open(None, None).expect("no folder")] {
             let fault = images.resolve("https://host/b.jpg", Path::new(".")).expect_err("absent");
             assert_eq!(fault.cause, "missing_image");
-            assert!(fault.detail.contains("--images"), "{}", fault.detail);
+            assert!(fault.detail.contains("--images") && fault.detail.contains("pipeline fetch"), "{}", fault.detail);
+            assert_eq!(fault.detail.contains("pass their folder"), images.is_beside_data(), "{}", fault.detail);
         }
     }
 

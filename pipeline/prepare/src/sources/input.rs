@@ -1,5 +1,6 @@
 //! The files of one input: found and scanned before anything is built.
 
+use std::collections::HashMap;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,6 +16,7 @@ use super::{
 };
 use crate::PrepareError;
 use crate::build::InputConfig;
+use crate::input_path::{check_content, check_input};
 
 /// One raw file.
 pub struct InputFile {
@@ -22,6 +24,8 @@ pub struct InputFile {
     pub name: String,
     /// Where it is.
     pub path: PathBuf,
+    /// What the ids of its samples begin with: the source, the input's own name if it has one, and `name` without its ending.
+    pub id_prefix: String,
     /// The scanned file.
     pub records: Box<dyn RawFile>,
 }
@@ -47,34 +51,39 @@ pub struct InputSet {
 
 impl InputSet {
     /// Finds and scans the raw files of `config`, in a file or a folder searched to the bottom; nothing below `output` is an
-    /// input. `seed` is that of draws among a record's captions.
+    /// input. `seed` is that of draws among a record's captions. Refuses an input without a single record.
     pub fn open(
         config: &InputConfig,
         images: &Arc<ImageFolder>,
         seed: u64,
         output: Option<&Path>,
     ) -> Result<Self, PrepareError> {
-        let InputConfig { source, input, options, .. } = config;
+        let InputConfig { source, input, options, name: input_name, .. } = config;
         let format = InputFormat::of(*source, input, options)?;
         let paths = format.find(output)?;
+        check_content(input, &paths)?;
         let open = |path: &PathBuf| {
             let name = file_name(&format.root, path);
-            let stem = match path.is_dir() {
+            let below = match path.is_dir() {
                 true => name.clone(),
                 false => name.rsplit_once('.').map_or(name.as_str(), |(stem, _)| stem).to_owned(),
             };
-            let context = SourceContext { stem, images: Arc::clone(images), options: options.clone(), seed };
-            Ok(InputFile { name, path: path.clone(), records: format.open_file(path, context)? })
+            let stem = input_name.as_ref().map_or_else(|| below.clone(), |own| format!("{own}/{below}"));
+            let id_prefix = format!("{}/{stem}", source.as_str());
+            let context = SourceContext { below, stem, images: Arc::clone(images), options: options.clone(), seed };
+            Ok(InputFile { name, path: path.clone(), id_prefix, records: format.open_file(path, context)? })
         };
         let set = Self { files: paths.iter().map(open).collect::<Result<_, PrepareError>>()? };
-        match set.num_records() > 0 && set.files.iter().all(|file| file.records.num_recognized() == 0) {
-            true => Err(PrepareError::WrongFormat {
+        check_ids_apart(set.files.iter())?;
+        match () {
+            () if set.num_records() == 0 => Err(PrepareError::NoRecords { path: input.to_owned() }),
+            () if set.files.iter().all(|file| file.records.num_recognized() == 0) => Err(PrepareError::WrongFormat {
                 path: input.to_owned(),
                 source_name: source.as_str(),
                 expected: format.expected,
                 found: "without a single record of that format",
             }),
-            false => Ok(set),
+            () => Ok(set),
         }
     }
 
@@ -82,6 +91,18 @@ impl InputSet {
     pub fn num_records(&self) -> u64 {
         self.files.iter().map(|file| file.records.num_records()).sum()
     }
+}
+
+/// Refuses two files whose samples would have the same ids.
+pub(crate) fn check_ids_apart<'a>(files: impl Iterator<Item = &'a InputFile>) -> Result<(), PrepareError> {
+    let mut first_of: HashMap<&str, &InputFile> = HashMap::new();
+    for file in files {
+        if let Some(first) = first_of.insert(&file.id_prefix, file) {
+            let (first, second) = (first.path.clone(), file.path.clone());
+            return Err(PrepareError::SameIds { first, second, prefix: file.id_prefix.clone() });
+        }
+    }
+    Ok(())
 }
 
 /// Which files an input consists of and how they are read.
@@ -128,6 +149,7 @@ impl InputFormat {
     /// The files in the order of their names.
     fn find(&self, output: Option<&Path>) -> Result<Vec<PathBuf>, PrepareError> {
         let root = &self.root;
+        check_input(root)?;
         let mut paths = Vec::new();
         match fs::metadata(root).map_err(PrepareError::io("read", root))?.is_dir() {
             true if self.source == Source::Cogvlm => paths = cogvlm::label_folders(root, output)?,
@@ -169,8 +191,8 @@ impl InputFormat {
             Source::Sharegpt => Box::new(JsonFile::open(path, context, sharegpt::Sharegpt(self.columns.clone()))?),
             Source::Openai => Box::new(JsonFile::open(path, context, openai::Openai)?),
             Source::Finevision => {
-                let min_ratings = context.options.min_ratings.clone();
-                Box::new(TableFile::open(path, context, finevision::Finevision { min_ratings })?)
+                let format = finevision::Finevision::new(&context.options.min_ratings);
+                Box::new(TableFile::open(path, context, format)?)
             }
             Source::Cogvlm => Box::new(cogvlm::LabelFolder::open(path, context)?),
             Source::Scienceqa => Box::new(scienceqa::ProblemFile::open(path, context)?),
@@ -194,4 +216,26 @@ fn file_name(root: &Path, path: &Path) -> String {
 fn has_ending(path: &Path, endings: &[&str]) -> bool {
     let name = path.file_name().unwrap_or_default().to_string_lossy().to_ascii_lowercase();
     endings.iter().any(|ending| name.strip_suffix(ending).is_some_and(|stem| stem.len() > 1 && stem.ends_with('.')))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_whose_samples_would_share_ids_are_refused() {
+        let folder = tempfile::tempdir().expect("temp folder");
+        for name in ["a.json", "b.json", "a.jsonl"] {
+            fs::write(folder.path().join(name), r#"[{"id": 1, "conversations": []}]"#).expect("file");
+        }
+        let images = Arc::new(ImageFolder::open(None, None).expect("no folder"));
+        let open = || InputSet::open(&InputConfig::new(Source::Llava, folder.path()), &images, 0, None);
+        let fault = open().err().expect("refused");
+        let text = fault.to_string();
+        assert!(fault.is_usage() && text.contains("a.json`") && text.contains("a.jsonl`"), "{text}");
+        assert!(text.contains("rename") && !text.contains("b.json"), "{text}");
+        fs::remove_file(folder.path().join("a.jsonl")).expect("removed");
+        let prefixes: Vec<String> = open().expect("opens").files.into_iter().map(|file| file.id_prefix).collect();
+        assert_eq!(prefixes, ["llava/a", "llava/b"]);
+    }
 }

@@ -4,23 +4,25 @@
 //! record of that id on; a record that repeats an earlier one byte for byte is rejected as `duplicate_record`. A record
 //! without an id is `#<record>`; where a record holds several samples they are `<id>#0`, `<id>#1`, ...
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::fmt;
 use std::fs::File;
 use std::io::{BufReader, Seek, SeekFrom};
 use std::ops::{ControlFlow, Range};
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
-use serde::de::IgnoredAny;
+use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::Value;
 use vela_types::Fingerprint;
 
 use super::fields::{Place, id_text, image_names};
 use super::images::ImageListing;
-use super::records::{CutError, Cutter, Layout, RawRecord};
+use super::records::{CutError, Cutter, Layout, RawRecord, TOO_LONG};
 use super::repeats::{Repeat, RepeatFinder};
 use super::{Emit, Entry, Fault, RawContent, RawFile, SourceContext};
 use crate::PrepareError;
+use crate::json_records::json_words;
 
 /// One seek mark every this many records.
 const MARK_EVERY: u64 = 256;
@@ -136,8 +138,10 @@ impl<F: JsonFormat> JsonFile<F> {
     /// What the scan needs of a record; an empty one for a record with a fault of its own, such as a list in its place.
     /// In a list a syntax error is a fault of the file, as nothing after it can be trusted.
     fn scan_head(&self, record: &RawRecord) -> Result<Head, PrepareError> {
-        let is_wanted = record.bytes.first() == Some(&b'{') || F::HAS_LIST_RECORDS;
-        let parsed = match is_wanted {
+        if record.is_too_long {
+            return Ok(Head::default());
+        }
+        let parsed = match is_wanted::<F>(&record.bytes) {
             true => self.format.head(&record.bytes),
             false => serde_json::from_slice::<IgnoredAny>(&record.bytes).map(|_| Head::default()),
         };
@@ -146,7 +150,7 @@ impl<F: JsonFormat> JsonFile<F> {
             Err(fault) if self.layout == Layout::List && !fault.is_data() && is_utf8(&record.bytes) => {
                 let line = record.line + fault.line() as u64 - 1;
                 let position = format!("record {} at byte {} (line {line})", self.num_elements, record.offset);
-                let (path, found) = (self.path.clone(), format!("`{fault}`"));
+                let (path, found) = (self.path.clone(), format!("`{}`", json_words(&fault)));
                 Err(PrepareError::BrokenFile { path, position, expected: "a JSON value", found })
             }
             Err(_) => Ok(Head::default()),
@@ -159,8 +163,15 @@ impl<F: JsonFormat> JsonFile<F> {
 
     /// The samples of a record, one by one; a record with a fault is one.
     fn parse(&self, record: u64, raw: &RawRecord) -> impl Iterator<Item = Result<RawContent, Fault>> {
-        let head = self.format.head(&raw.bytes).unwrap_or_default();
-        let fields = parse_fields(raw);
+        let is_wanted = is_wanted::<F>(&raw.bytes);
+        let head = if is_wanted { self.format.head(&raw.bytes).unwrap_or_default() } else { Head::default() };
+        let fields = parse_fields(raw).and_then(|fields| {
+            check_keys(raw)?;
+            match is_wanted {
+                true => Ok(fields),
+                false => Err(Fault::new("wrong_type", format!("expected an object, found {}", kind_of(&fields)))),
+            }
+        });
         (0..head.num_parts).map(move |part| {
             let fields = fields.as_ref().map_err(Clone::clone)?;
             let mut id = self.sample_id(record, head.id.as_deref());
@@ -185,12 +196,76 @@ impl<F: JsonFormat> JsonFile<F> {
     }
 }
 
+/// False for what cannot be a record of the format, such as a list: serde would take its elements for fields in their order.
+fn is_wanted<F: JsonFormat>(bytes: &[u8]) -> bool {
+    bytes.first() == Some(&b'{') || F::HAS_LIST_RECORDS
+}
+
+fn kind_of(value: &Value) -> &'static str {
+    match value {
+        Value::Object(_) => "an object",
+        Value::Array(_) => "a list",
+        Value::String(_) => "a text",
+        Value::Number(_) => "a number",
+        Value::Bool(_) => "true or false",
+        Value::Null => "null",
+    }
+}
+
 fn parse_fields(raw: &RawRecord) -> Result<Value, Fault> {
+    if raw.is_too_long {
+        return Err(Fault::new("too_large", format!("line {}: expected {TOO_LONG}", raw.line)));
+    }
     let text = std::str::from_utf8(&raw.bytes).map_err(|fault| {
         let at = raw.offset + fault.valid_up_to() as u64;
         Fault::new("not_utf8", format!("line {}, byte {at} of the file: expected UTF-8", raw.line))
     })?;
-    serde_json::from_str(text).map_err(|fault| Fault::new("broken_json", format!("line {}: {fault}", raw.line)))
+    serde_json::from_str(text).map_err(|fault| {
+        let line = raw.line + (fault.line() as u64).saturating_sub(1);
+        Fault::new("broken_json", format!("line {line}: {}", json_words(&fault)))
+    })
+}
+
+/// Refuses a record in which a key stands twice: which of the two is meant cannot be told.
+fn check_keys(raw: &RawRecord) -> Result<(), Fault> {
+    match serde_json::from_slice::<Keys>(&raw.bytes) {
+        Ok(Keys { repeated: Some(key) }) => {
+            Err(Fault::new("duplicate_key", format!("field `{key}`: expected it once, found it twice")))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The first key that stands twice in an object; none in anything else.
+struct Keys {
+    repeated: Option<String>,
+}
+
+impl<'de> Deserialize<'de> for Keys {
+    fn deserialize<D: Deserializer<'de>>(parser: D) -> Result<Self, D::Error> {
+        parser.deserialize_map(KeysVisitor)
+    }
+}
+
+struct KeysVisitor;
+
+impl<'de> Visitor<'de> for KeysVisitor {
+    type Value = Keys;
+
+    fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str("an object")
+    }
+
+    fn visit_map<M: MapAccess<'de>>(self, mut object: M) -> Result<Keys, M::Error> {
+        let (mut seen, mut repeated) = (HashSet::new(), None);
+        while let Some(key) = object.next_key::<String>()? {
+            object.next_value::<IgnoredAny>()?;
+            if repeated.is_none() && !seen.insert(key.clone()) {
+                repeated = Some(key);
+            }
+        }
+        Ok(Keys { repeated })
+    }
 }
 
 impl<F: JsonFormat> RawFile for JsonFile<F> {
@@ -266,5 +341,27 @@ impl Head {
             num_parts: 1,
             is_recognized: fields.conversations.is_some(),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::sources::llava::Llava;
+    use crate::sources::testing::{causes, read_json};
+
+    #[test]
+    fn a_line_that_is_too_long_is_one_reject_and_the_rest_is_read() {
+        let line = |text: &str| {
+            format!(
+                r#"{{"conversations": [{{"from": "human", "value": "{text}"}}, {{"from": "gpt", "value": "A."}}]}}"#
+            )
+        };
+        let lines = [line("Q"), line(&"long ".repeat(14 << 20)), line("Q")];
+        let entries = read_json("a.jsonl", lines.join("\n").as_bytes(), Llava).expect("reads");
+        assert_eq!(causes(&entries), ["", "too_large", ""]);
+        let fault = entries[1].content.as_ref().expect_err("a fault");
+        assert!(fault.detail.contains("64 MiB") && fault.detail.contains("line 2"), "{}", fault.detail);
+        let list = format!("[{}]", lines.join(","));
+        assert!(read_json("a.json", list.as_bytes(), Llava).expect_err("a list").to_string().contains("64 MiB"));
     }
 }

@@ -66,6 +66,26 @@ mod tests {
     }
 
     #[test]
+    fn lists_as_records_and_keys_that_stand_twice_are_rejects() {
+        let turns = r#"[{"from":"human","value":"<image>hi"},{"from":"gpt","value":"A."}]"#;
+        let lines = [
+            format!(r#"{{"id":"1","image":"a.jpg","conversations":{turns}}}"#),
+            format!(r#"["2","a.jpg",{turns}]"#),
+            format!(r#"{{"id":"3","image":"a.jpg","image":"b.jpg","conversations":{turns}}}"#),
+            format!(r#"{{"id":"4","x":1,"x":1,"conversations":{turns}}}"#),
+            "7".to_owned(),
+            format!(r#"{{"id":"5","conversations":{turns}"#),
+        ];
+        let entries = entries("a.jsonl", lines.join("\n").as_bytes()).expect("lines");
+        let expected = ["", "wrong_type", "duplicate_key", "duplicate_key", "wrong_type", "broken_json"];
+        assert_eq!(causes(&entries), expected);
+        let detail = |at: usize| entries[at].content.as_ref().expect_err("a reject").detail.clone();
+        assert!(detail(1).contains("expected an object, found a list"), "{}", detail(1));
+        assert!(detail(2).contains("`image`"), "{}", detail(2));
+        assert_eq!(detail(5), "line 6: EOF while parsing an object");
+    }
+
+    #[test]
     fn ids_images_and_marks_in_every_form_are_read() {
         let lines = [
             record(r#""id":"a","image":"x.jpg","#, r"<image>\r\nWhat?"),
@@ -123,7 +143,7 @@ mod tests {
             "unknown_role",
             "missing_field",
             "broken_json",
-            "missing_field",
+            "wrong_type",
             "wrong_type",
             "missing_image",
             "",
@@ -153,7 +173,7 @@ mod tests {
         let good = record(r#""id":"a","#, "Hi?");
         let text = format!("[[1, 2], {good}, [], [{good}], 7, null, \"a\"]");
         let entries = entries("a.json", text.as_bytes()).expect("reads");
-        let wrong = "missing_field";
+        let wrong = "wrong_type";
         assert_eq!(causes(&entries), [wrong, "", wrong, wrong, wrong, wrong, wrong]);
     }
 

@@ -52,6 +52,10 @@ impl TableFormat for Minimind {
         vec!["image_bytes"]
     }
 
+    fn image_columns(&self) -> Vec<&str> {
+        vec!["image_bytes"]
+    }
+
     fn content(&self, row: &Row<'_>, place: &Place<'_>) -> Result<RawContent, Fault> {
         let text = row.text("conversations")?;
         let conversations = serde_json::from_str(&text)

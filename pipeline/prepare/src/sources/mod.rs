@@ -6,6 +6,7 @@ mod coco;
 mod cogvlm;
 mod fields;
 mod finevision;
+mod image_names;
 mod images;
 mod input;
 mod json_file;
@@ -37,8 +38,12 @@ use vela_runtime::clap;
 use vela_types::{Fingerprint, ImageRef, Sample};
 
 pub use images::ImageFolder;
+pub(crate) use images::url_path;
+pub(crate) use input::check_ids_apart;
 pub use input::{InputFile, InputSet};
 pub use options::{AnswerForm, CaptionChoice, SourceOptions};
+pub(crate) use records::{MAX_RECORD_BYTES, TOO_LONG};
+pub(crate) use walk::walk;
 
 use crate::PrepareError;
 
@@ -217,7 +222,9 @@ pub struct Entry {
 /// What a raw file is opened with.
 #[derive(Clone)]
 pub(crate) struct SourceContext {
-    /// Name of the file below the input, without its ending: part of sample ids.
+    /// Name of the file below the input, without its ending.
+    pub(crate) below: String,
+    /// The same behind the input's own name, if it has one: part of sample ids.
     pub(crate) stem: String,
     /// Where names of images lead.
     pub(crate) images: Arc<ImageFolder>,

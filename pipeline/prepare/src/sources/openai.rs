@@ -1,5 +1,6 @@
 //! OpenAI messages: JSON lines (or a list) of `{id, messages}`, or of bare lists of messages, whose contents are texts or
-//! lists of parts: `{type: text, text}`, `{type: image_url, image_url: {url}}` and the variants that trainers write.
+//! lists of parts: `{type: text, text}`, `{type: image_url, image_url: {url}}` and the variants that trainers write, as
+//! LLaMA-Factory's `{type, value}`.
 //!
 //! An image stands where its part stands, on a line of its own; if a message's texts hold as many marks (`<image>` or
 //! InternVL's `<IMG_CONTEXT>`) as it has images, it stands at its mark.
@@ -55,6 +56,7 @@ pub(super) fn read_messages(messages: &[Value]) -> Result<(Vec<String>, Vec<Turn
     let (mut names, mut turns) = (Vec::new(), Vec::new());
     for (at, message) in messages.iter().enumerate() {
         let role = TURNS.read_role(at, message)?;
+        check_weight(role, message, at)?;
         turns.push(Turn { role, text: read_content(&message["content"], at, &mut names)? });
     }
     Ok((names, turns))
@@ -65,15 +67,28 @@ fn messages(record: &Value) -> &[Value] {
     messages.as_array().map_or(&[], Vec::as_slice)
 }
 
+/// Refuses an answer that its file weighs: every answer is learnt alike, none is left out of the loss.
+fn check_weight(role: Role, message: &Value, at: usize) -> Result<(), Fault> {
+    let is_one = |weight: &Value| weight.is_null() || weight.as_f64() == Some(1.0);
+    let weighed = ["loss_weight", "weight"].into_iter().find(|name| !is_one(&message[*name]));
+    match weighed.filter(|_| role == Role::Assistant) {
+        None => Ok(()),
+        Some(name) => {
+            let detail = format!("turn {at}, field `{name}`: expected 1 on an answer, found `{}`", message[name]);
+            Err(Fault::new("turn_weight", detail))
+        }
+    }
+}
+
 /// The text of a message with its marks; the names of its images are added to `names`.
 fn read_content(content: &Value, at: usize, names: &mut Vec<String>) -> Result<String, Fault> {
     let Some(parts) = content.as_array() else { return read_text(content, at, "content") };
     let own_names: Vec<&str> = parts.iter().filter_map(image_name).collect();
     let mut texts = Vec::new();
     for part in parts {
-        match (image_name(part), &part["text"]) {
+        match (image_name(part), part_text(part)) {
             (Some(_), _) => texts.push(IMAGE_MARK.to_owned()),
-            (None, Value::String(text)) => texts.push(text.replace(OTHER_MARK, IMAGE_MARK)),
+            (None, Some(text)) => texts.push(text.replace(OTHER_MARK, IMAGE_MARK)),
             _ => {
                 let kind = part["type"].as_str().unwrap_or("none");
                 let detail = format!("turn {at}: expected parts of text and images, found one of type `{kind}`");
@@ -87,6 +102,11 @@ fn read_content(content: &Value, at: usize, names: &mut Vec<String>) -> Result<S
     let text = if marks == own_names.len() { written.join("\n") } else { texts.join("\n") };
     names.extend(own_names.into_iter().map(str::to_owned));
     Ok(clean(&text))
+}
+
+/// The text of a text part; `None` for other parts.
+fn part_text(part: &Value) -> Option<&str> {
+    part["text"].as_str().or_else(|| part["value"].as_str().filter(|_| part["type"] == "text"))
 }
 
 /// The name, path or data URL of an image part; `None` for other parts.
@@ -138,6 +158,22 @@ mod tests {
 7"#;
         let entries = read_json("a.jsonl", lines.as_bytes(), Openai).expect("reads");
         assert_eq!(causes(&entries), ["", "unknown_role", "unknown_part", "no_turns", "no_turns"]);
+    }
+
+    #[test]
+    fn texts_may_stand_under_value_and_weights_of_answers_must_be_one() {
+        let lines = r#"{"messages": [{"role": "system", "content": [{"type": "text", "value": "Be brief."}], "loss_weight": 0.0}, {"role": "user", "content": [{"type": "image_url", "value": "a.jpg"}, {"type": "text", "value": "What?"}], "loss_weight": 0.0}, {"role": "assistant", "content": [{"type": "text", "value": "A cat."}], "loss_weight": 1.0}]}
+{"messages": [{"role": "user", "content": [{"type": "text", "value": "What?"}], "loss_weight": 0.0}, {"role": "assistant", "content": [{"type": "text", "value": "A dog."}], "loss_weight": 0.0}]}
+{"messages": [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "A dog.", "weight": 0}]}
+{"messages": [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "A dog.", "weight": 1}]}
+{"messages": [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "A dog.", "weight": "1"}]}
+{"messages": [{"role": "user", "content": [{"type": "video_url", "value": "a.mp4"}]}]}"#;
+        let mut entries = read_json("a.jsonl", lines.as_bytes(), Openai).expect("reads");
+        assert_eq!(causes(&entries), ["", "turn_weight", "turn_weight", "", "turn_weight", "unknown_part"]);
+        entries.truncate(1);
+        let sample = &samples(entries)[0];
+        let texts: Vec<&str> = sample.turns.iter().map(|turn| turn.text.as_str()).collect();
+        assert_eq!((texts, sample.images.len()), (vec!["Be brief.", "<image>\nWhat?", "A cat."], 1));
     }
 
     #[test]

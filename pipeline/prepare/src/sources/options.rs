@@ -7,6 +7,9 @@ use crate::PrepareError;
 use serde::{Deserialize, Serialize};
 use vela_runtime::clap;
 
+/// What the turns of `finevision` are rated by.
+pub(super) const RATINGS: [&str; 4] = ["relevance", "image_correspondence", "visual_dependency", "formatting"];
+
 /// Settings of single sources; a source that has no use for one refuses it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, clap::Args)]
 #[serde(default, deny_unknown_fields)]
@@ -36,22 +39,36 @@ pub struct SourceOptions {
 impl SourceOptions {
     /// Refuses what `source` has no use for.
     pub(crate) fn check(&self, source: Source) -> Result<(), PrepareError> {
+        if let Some((flag, of)) = self.given_with_sources().find(|(_, of)| *of != source) {
+            let expected = format!("it only with `--source {}`", of.as_str());
+            return Err(PrepareError::Flag { flag, expected, found: format!("--source {}", source.as_str()) });
+        }
+        let wrong =
+            |expected, found: &str| PrepareError::Flag { flag: "--min-rating", expected, found: found.to_owned() };
+        for (at, (name, _)) in self.min_ratings.iter().enumerate() {
+            check_rating(name).map_err(|expected| wrong(expected, name))?;
+            if self.min_ratings[..at].iter().any(|(earlier, _)| earlier == name) {
+                return Err(wrong("each rating once".to_owned(), name));
+            }
+        }
+        Ok(())
+    }
+
+    /// The flags of the settings that are made.
+    pub(crate) fn given(&self) -> impl Iterator<Item = &'static str> {
+        self.given_with_sources().map(|(flag, _)| flag)
+    }
+
+    fn given_with_sources(&self) -> impl Iterator<Item = (&'static str, Source)> {
         let Self { captions, split, answer, dataset, min_ratings } = self;
-        let given: [(&'static str, bool, Source); 5] = [
+        let settings = [
             ("--captions", captions.is_some(), Source::AiChallenger),
             ("--split", split.is_some(), Source::Scienceqa),
             ("--answer", answer.is_some(), Source::Scienceqa),
             ("--dataset", dataset.is_some(), Source::Sharegpt),
             ("--min-rating", !min_ratings.is_empty(), Source::Finevision),
         ];
-        match given.into_iter().find(|(_, given, of)| *given && *of != source) {
-            None => Ok(()),
-            Some((flag, _, of)) => Err(PrepareError::Flag {
-                flag,
-                expected: format!("it only with `--source {}`", of.as_str()),
-                found: format!("--source {}", source.as_str()),
-            }),
-        }
+        settings.into_iter().filter(|(_, is_given, _)| *is_given).map(|(flag, _, of)| (flag, of))
     }
 }
 
@@ -82,11 +99,22 @@ pub enum AnswerForm {
 fn parse_rating(text: &str) -> Result<(String, i64), String> {
     let wrong = || format!("expected `name=number`, found `{text}`");
     let (name, least) = text.split_once('=').ok_or_else(wrong)?;
-    Ok((name.trim().to_owned(), least.trim().parse().map_err(|_| wrong())?))
+    let name = name.trim();
+    check_rating(name).map_err(|expected| format!("expected {expected}, found `{text}`"))?;
+    Ok((name.to_owned(), least.trim().parse().map_err(|_| wrong())?))
+}
+
+/// Refuses a name that no rating has, with what was expected.
+fn check_rating(name: &str) -> Result<(), String> {
+    match RATINGS.contains(&name) {
+        true => Ok(()),
+        false => Err(format!("a rating of {}", RATINGS.map(|name| format!("`{name}`")).join(", "))),
+    }
 }
 
 /// `min_ratings` as a TOML table: `{ relevance = 4 }`.
 mod rating_table {
+    use serde::de::Error;
     use serde::{Deserializer, Serializer};
 
     use super::*;
@@ -96,6 +124,41 @@ mod rating_table {
     }
 
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<(String, i64)>, D::Error> {
-        Ok(BTreeMap::<String, i64>::deserialize(from)?.into_iter().collect())
+        let ratings: Vec<_> = BTreeMap::<String, i64>::deserialize(from)?.into_iter().collect();
+        for (name, _) in &ratings {
+            check_rating(name).map_err(|expected| D::Error::custom(format!("expected {expected}, found `{name}`")))?;
+        }
+        Ok(ratings)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ratings_go_by_their_names_alone() {
+        assert_eq!(parse_rating(" relevance = 4"), Ok(("relevance".to_owned(), 4)));
+        for text in ["relevence=4", "relevance_ratings=4", "relevance", "relevance=high", "=4"] {
+            let fault = parse_rating(text).expect_err(text);
+            assert!(fault.contains(text), "{fault}");
+        }
+        assert!(parse_rating("relevence=4").expect_err("a slip").contains("visual_dependency"));
+        let of_toml = |text: &str| serde_json::from_str::<SourceOptions>(text);
+        assert!(of_toml(r#"{"min_ratings": {"formatting": 3}}"#).is_ok());
+        let fault = of_toml(r#"{"min_ratings": {"format": 3}}"#).expect_err("a slip").to_string();
+        assert!(fault.contains("`format`") && fault.contains("formatting"), "{fault}");
+    }
+
+    #[test]
+    fn a_rating_that_is_unknown_or_given_twice_is_refused() {
+        let check = |ratings: &[(&str, i64)]| {
+            let min_ratings = ratings.iter().map(|(name, least)| ((*name).to_owned(), *least)).collect();
+            SourceOptions { min_ratings, ..SourceOptions::default() }.check(Source::Finevision)
+        };
+        assert!(check(&[("relevance", 4), ("formatting", 4)]).is_ok());
+        for ratings in [&[("relevance", 4), ("relevance", 3)], &[("relevance", 4), ("clarity", 3)]] {
+            assert!(check(ratings).is_err_and(|fault| fault.to_string().contains(ratings[1].0)), "{ratings:?}");
+        }
     }
 }

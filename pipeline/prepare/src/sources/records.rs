@@ -3,8 +3,10 @@
 use std::collections::HashMap;
 use std::io::BufRead;
 
-/// A record longer than this is taken for a broken file.
-const MAX_RECORD_BYTES: usize = 64 << 20;
+/// A line longer than this is a reject; an element of a list that is longer is taken for a broken file.
+pub(crate) const MAX_RECORD_BYTES: usize = 64 << 20;
+/// What is said of one.
+pub(crate) const TOO_LONG: &str = "a record of at most 64 MiB";
 
 /// How records follow one another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,8 +26,10 @@ pub(super) struct RawRecord {
     pub(super) offset: u64,
     /// One-based line it starts on.
     pub(super) line: u64,
-    /// Its bytes.
+    /// Its bytes; none of a line that is too long.
     pub(super) bytes: Vec<u8>,
+    /// True of a line that is too long, which was passed over.
+    pub(super) is_too_long: bool,
 }
 
 /// The list itself is broken.
@@ -123,9 +127,16 @@ impl<R: BufRead> Cutter<R> {
         self.skip_blank()?;
         let (offset, line) = (self.offset, self.line);
         let mut bytes = Vec::new();
-        self.take_until(&mut bytes, |byte| byte == b'\n')?;
+        let is_too_long = !self.take_until(&mut bytes, |byte| byte == b'\n')?;
+        if is_too_long {
+            bytes = Vec::new();
+            while !self.take_until(&mut bytes, |byte| byte == b'\n')? {
+                bytes.clear();
+            }
+            bytes = Vec::new();
+        }
         bytes.truncate(bytes.trim_ascii_end().len());
-        Ok((!bytes.is_empty()).then_some(RawRecord { offset, line, bytes }))
+        Ok((is_too_long || !bytes.is_empty()).then_some(RawRecord { offset, line, bytes, is_too_long }))
     }
 
     fn next_element(&mut self) -> Result<Option<RawRecord>, CutError> {
@@ -155,7 +166,7 @@ impl<R: BufRead> Cutter<R> {
     fn element(&mut self) -> Result<RawRecord, CutError> {
         let (offset, line) = (self.offset, self.line);
         let (mut bytes, mut depth, mut in_string, mut is_escaped) = (Vec::new(), 0usize, false, false);
-        self.take_until(&mut bytes, |byte| {
+        let is_whole = self.take_until(&mut bytes, |byte| {
             if in_string {
                 match byte {
                     _ if is_escaped => is_escaped = false,
@@ -174,6 +185,9 @@ impl<R: BufRead> Cutter<R> {
             }
             false
         })?;
+        if !is_whole {
+            return Err(self.fault(TOO_LONG)?);
+        }
         match self.peek()? {
             None => return Err(self.fault("`,` or the list's `]`")?),
             Some(b'}') => return Err(self.fault("a record")?),
@@ -182,11 +196,12 @@ impl<R: BufRead> Cutter<R> {
         if bytes.is_empty() {
             return Err(self.fault("a record")?);
         }
-        Ok(RawRecord { offset, line, bytes })
+        Ok(RawRecord { offset, line, bytes, is_too_long: false })
     }
 
     /// Adds bytes to `bytes` up to the first one that `is_end`, which stays in the reader, or to the end of the file.
-    fn take_until(&mut self, bytes: &mut Vec<u8>, mut is_end: impl FnMut(u8) -> bool) -> Result<(), CutError> {
+    /// False if there are too many: what did not fit stays in the reader, and `is_end` is not asked about it again in order.
+    fn take_until(&mut self, bytes: &mut Vec<u8>, mut is_end: impl FnMut(u8) -> bool) -> Result<bool, CutError> {
         loop {
             let held = self.reader.fill_buf()?;
             let end = held.iter().position(|&byte| is_end(byte));
@@ -197,14 +212,14 @@ impl<R: BufRead> Cutter<R> {
             if num_taken > room {
                 self.offset += room as u64;
                 self.reader.consume(room);
-                return Err(self.fault("a record of at most 64 MiB")?);
+                return Ok(false);
             }
             let is_over = end.is_some() || held.is_empty();
             self.reader.consume(num_taken);
             self.offset += num_taken as u64;
             self.line += num_lines as u64;
             if is_over {
-                return Ok(());
+                return Ok(true);
             }
         }
     }

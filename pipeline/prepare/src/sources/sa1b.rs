@@ -21,10 +21,6 @@ impl TableFormat for DenseCaptions {
         vec!["url"]
     }
 
-    fn image_names(&self, row: &Row<'_>) -> Vec<String> {
-        row.text("url").into_iter().collect()
-    }
-
     fn content(&self, row: &Row<'_>, place: &Place<'_>) -> Result<RawContent, Fault> {
         let url = row.text("url")?;
         let (global, locals) = parse_captions(&row.text("cap_seg")?)?;
@@ -44,10 +40,6 @@ impl TableFormat for PairedCaptions {
 
     fn image_columns(&self) -> Vec<&str> {
         vec!["opensource_url"]
-    }
-
-    fn image_names(&self, row: &Row<'_>) -> Vec<String> {
-        row.text("opensource_url").into_iter().collect()
     }
 
     fn content(&self, row: &Row<'_>, place: &Place<'_>) -> Result<RawContent, Fault> {

@@ -13,6 +13,7 @@ use super::json_file::{Head, JsonFormat};
 use super::table_file::{Row, TableFormat};
 use super::{Fault, RawContent, cells};
 use crate::PrepareError;
+use crate::input_path::check_input;
 
 const SOURCE: &str = "sharegpt";
 const REGISTRY: &str = "dataset_info.json";
@@ -22,6 +23,8 @@ const REGISTRY: &str = "dataset_info.json";
 pub(super) struct Columns {
     messages: String,
     images: String,
+    /// Videos and sounds, which no sample can hold.
+    media: [String; 2],
     system: String,
     role: String,
     content: String,
@@ -41,6 +44,7 @@ impl Default for Columns {
 struct Entry {
     file_name: Option<String>,
     formatting: Option<String>,
+    ranking: bool,
     columns: Names,
     tags: Tags,
 }
@@ -50,7 +54,26 @@ struct Entry {
 struct Names {
     messages: Option<String>,
     images: Option<String>,
+    videos: Option<String>,
+    audios: Option<String>,
     system: Option<String>,
+    chosen: Option<String>,
+    rejected: Option<String>,
+    kto_tag: Option<String>,
+}
+
+impl Entry {
+    /// The key that says that the set holds preferences between answers, not dialogues to learn.
+    fn preference(&self) -> Option<&'static str> {
+        let Names { chosen, rejected, kto_tag, .. } = &self.columns;
+        let keys = [
+            ("ranking", self.ranking),
+            ("kto_tag", kto_tag.is_some()),
+            ("chosen", chosen.is_some()),
+            ("rejected", rejected.is_some()),
+        ];
+        keys.into_iter().find(|(_, is_there)| *is_there).map(|(key, _)| key)
+    }
 }
 
 #[derive(Default, Deserialize)]
@@ -79,6 +102,7 @@ impl Columns {
         Self {
             messages: or(&entry.columns.messages, messages),
             images: or(&entry.columns.images, "images"),
+            media: [or(&entry.columns.videos, "videos"), or(&entry.columns.audios, "audios")],
             system: or(&entry.columns.system, "system"),
             role: or(role_tag, "from"),
             content: or(content_tag, "value"),
@@ -87,6 +111,23 @@ impl Columns {
                 (or(assistant_tag, "gpt"), Role::Assistant),
                 (or(system_tag, "system"), Role::System),
             ],
+        }
+    }
+
+    /// Refuses a record that names videos or sounds, by what `value` shows of a column.
+    fn check_media(&self, value: impl Fn(&str) -> Value) -> Result<(), Fault> {
+        let is_empty = |value: &Value| match value {
+            Value::Null => true,
+            Value::String(text) => text.trim().is_empty(),
+            Value::Array(items) => items.is_empty(),
+            _ => false,
+        };
+        match self.media.iter().find(|column| !is_empty(&value(column))) {
+            None => Ok(()),
+            Some(column) => Err(Fault::new(
+                "other_media",
+                format!("field `{column}`: expected images alone, found videos or sounds"),
+            )),
         }
     }
 
@@ -104,6 +145,7 @@ impl Columns {
 /// The file of `dataset` and its columns, from the registry `input` or the one in the folder `input`.
 pub(super) fn registered(input: &Path, dataset: &str) -> Result<(PathBuf, Columns), PrepareError> {
     let registry = if input.is_dir() { input.join(REGISTRY) } else { input.to_owned() };
+    check_input(&registry)?;
     let text = fs::read(&registry).map_err(PrepareError::io("read", &registry))?;
     let wrong = |expected: &str, found: String| PrepareError::Flag {
         flag: "--dataset",
@@ -117,6 +159,9 @@ pub(super) fn registered(input: &Path, dataset: &str) -> Result<(PathBuf, Column
         return Err(wrong(&format!("one of {}", names.join(", ")), dataset.to_owned()));
     };
     let entry: Entry = serde_json::from_value(entry).map_err(|fault| wrong("a data set", fault.to_string()))?;
+    if let Some(key) = entry.preference() {
+        return Err(wrong("a data set of dialogues", format!("{dataset}` of preferences, by its key `{key}")));
+    }
     match (entry.formatting.as_deref(), &entry.file_name) {
         (Some("sharegpt" | "openai"), Some(file)) => {
             let folder = registry.parent().unwrap_or(Path::new(""));
@@ -150,6 +195,7 @@ impl JsonFormat for Sharegpt {
 
     fn content(&self, record: &Value, _part: u32, place: &Place<'_>) -> Result<RawContent, Fault> {
         let columns = &self.0;
+        columns.check_media(|column| record[column].clone())?;
         let images = place.resolve(&image_names(&record[&columns.images], &columns.images)?)?;
         let turns = columns.turns(&record[&columns.messages], &record[&columns.system])?;
         place.dialogue(SOURCE, images, turns)
@@ -164,14 +210,77 @@ impl TableFormat for Sharegpt {
     }
 
     fn optional(&self) -> Vec<&str> {
-        vec![&self.0.images, &self.0.system]
+        let [videos, audios] = &self.0.media;
+        vec![&self.0.images, &self.0.system, videos, audios]
+    }
+
+    fn image_columns(&self) -> Vec<&str> {
+        vec![&self.0.images]
     }
 
     fn content(&self, row: &Row<'_>, place: &Place<'_>) -> Result<RawContent, Fault> {
         let columns = &self.0;
+        columns.check_media(|column| cells::to_json(&row.value(column)))?;
         let images: Vec<ImageRef> = cells::images(&row.value(&columns.images), &columns.images, place)?;
         let (messages, system) = (row.value(&columns.messages), row.value(&columns.system));
         let turns = columns.turns(&cells::to_json(&messages), &cells::to_json(&system))?;
         place.dialogue(SOURCE, images, turns)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sources::testing::{causes, read_json};
+
+    /// What the registry says of a set with this entry.
+    fn registered_as(entry: &str) -> Result<(PathBuf, Columns), PrepareError> {
+        let folder = tempfile::tempdir().expect("temp folder");
+        fs::write(folder.path().join(REGISTRY), format!(r#"{{"set": {entry}}}"#)).expect("file");
+        registered(folder.path(), "set")
+    }
+
+    #[test]
+    fn sets_of_preferences_are_refused_by_what_they_are() {
+        let cases = [
+            (
+                r#"{"file_name": "dpo_en_demo.json", "ranking": true, "formatting": "sharegpt",
+                "columns": {"messages": "conversations", "chosen": "chosen", "rejected": "rejected"}}"#,
+                "ranking",
+            ),
+            (
+                r#"{"file_name": "kto_en_demo.json", "formatting": "sharegpt",
+                "columns": {"messages": "messages", "kto_tag": "label"}, "tags": {"role_tag": "role"}}"#,
+                "kto_tag",
+            ),
+            (r#"{"file_name": "a.json", "formatting": "sharegpt", "columns": {"chosen": "yes"}}"#, "chosen"),
+        ];
+        for (entry, said) in cases {
+            let fault = registered_as(entry).expect_err(said);
+            let text = fault.to_string();
+            assert!(fault.is_usage() && text.contains("`set`") && text.contains(said), "{text}");
+        }
+        assert!(registered_as(r#"{"file_name": "a.json", "ranking": false, "formatting": "sharegpt"}"#).is_ok());
+    }
+
+    #[test]
+    fn records_with_videos_or_sounds_are_rejected_under_any_name() {
+        let messages =
+            r#""messages": [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "A cat."}]"#;
+        let fields = [
+            "\"images\": []",
+            "\"videos\": [\"1.mp4\"]",
+            "\"audios\": [\"1.flac\"]",
+            "\"videos\": [], \"audios\": null",
+            "\"clips\": \"1.mp4\"",
+        ];
+        let lines: Vec<String> = fields.iter().map(|field| format!("{{{messages}, {field}}}")).collect();
+        let read =
+            |columns: Columns| read_json("a.jsonl", lines.join("\n").as_bytes(), Sharegpt(columns)).expect("reads");
+        assert_eq!(causes(&read(Columns::default())), ["", "other_media", "other_media", "", ""]);
+        let entry = r#"{"file_name": "a.jsonl", "formatting": "sharegpt", "columns": {"messages": "messages", "videos": "clips"},
+            "tags": {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"}}"#;
+        let (_, columns) = registered_as(entry).expect("an entry");
+        assert_eq!(causes(&read(columns))[4], "other_media");
     }
 }

@@ -5,12 +5,13 @@ use std::io::{Read, Seek, SeekFrom};
 use std::ops::{ControlFlow, Range};
 use std::path::{Path, PathBuf};
 
+use polars::io::parquet::metadata::FileMetadata;
 use polars::prelude::{AnyValue, DataFrame, ParquetReader, SerReader};
 use vela_types::Fingerprint;
 
 use super::fields::Place;
 use super::images::ImageListing;
-use super::{Emit, Entry, Fault, RawContent, RawFile, SourceContext};
+use super::{Emit, Entry, Fault, RawContent, RawFile, SourceContext, cells};
 use crate::PrepareError;
 
 /// First and last bytes of a Parquet file.
@@ -35,15 +36,8 @@ pub(super) trait TableFormat: Send + Sync {
         vec![]
     }
 
-    /// Columns that say which images a row names beside the file; none if images are in the file.
-    fn image_columns(&self) -> Vec<&str> {
-        vec![]
-    }
-
-    /// Names of the images of a row that holds the image columns.
-    fn image_names(&self, _row: &Row<'_>) -> Vec<String> {
-        vec![]
-    }
+    /// Columns whose cells hold images or name them, as [`cells::images`] takes them.
+    fn image_columns(&self) -> Vec<&str>;
 
     /// The sample of a row.
     fn content(&self, row: &Row<'_>, place: &Place<'_>) -> Result<RawContent, Fault>;
@@ -86,7 +80,31 @@ pub(super) struct TableFile<F> {
     num_rows: u64,
     /// Columns of the format that the file has.
     columns: Vec<String>,
+    /// Those of them that may name images beside the file.
+    image_columns: Vec<String>,
+    groups: Vec<RowGroup>,
     listing: Fingerprint,
+}
+
+/// What the footer says of a row group.
+struct RowGroup {
+    /// The first row behind it.
+    end: u64,
+    /// Bytes of a row in the columns of the format, uncompressed, on average.
+    row_bytes: u64,
+}
+
+/// The row groups of a file with the bytes of `columns`.
+fn row_groups(footer: &FileMetadata, columns: &[String]) -> Vec<RowGroup> {
+    let mut end = 0;
+    let groups = footer.row_groups.iter().map(|group| {
+        let chunks = columns.iter().filter_map(|column| group.columns_under_root_iter(column)).flatten();
+        let num_bytes: u64 = chunks.map(|chunk| chunk.uncompressed_size().max(0) as u64).sum();
+        let num_rows = group.num_rows() as u64;
+        end += num_rows;
+        RowGroup { end, row_bytes: num_bytes / num_rows.max(1) }
+    });
+    groups.collect()
 }
 
 impl<F: TableFormat> TableFile<F> {
@@ -101,21 +119,24 @@ impl<F: TableFormat> TableFile<F> {
             return Err(PrepareError::MissingColumn { path: path.to_owned(), column, found });
         }
         let optional = format.optional().into_iter().filter(|column| schema.contains(column));
-        let columns = format.required().into_iter().chain(optional).map(str::to_owned).collect();
+        let columns: Vec<String> = format.required().into_iter().chain(optional).map(str::to_owned).collect();
+        let may_name = |column: &&str| schema.get(column).is_some_and(|field| cells::may_name_images(&field.dtype));
+        let image_columns = format.image_columns().into_iter().filter(may_name).map(str::to_owned).collect();
         let num_rows = reader.num_rows().map_err(PrepareError::parquet(path))? as u64;
-        let path = path.to_owned();
-        let mut this = Self { path, context, format, num_rows, columns, listing: Fingerprint::default() };
+        let groups = row_groups(reader.get_metadata().map_err(PrepareError::parquet(path))?, &columns);
+        let (path, listing) = (path.to_owned(), Fingerprint::default());
+        let mut this = Self { path, context, format, num_rows, columns, image_columns, groups, listing };
         this.listing = this.list_images()?;
         Ok(this)
     }
 
     fn list_images(&self) -> Result<Fingerprint, PrepareError> {
         let mut listing = ImageListing::default();
-        let columns: Vec<String> = self.format.image_columns().into_iter().map(str::to_owned).collect();
+        let columns = &self.image_columns;
         if !columns.is_empty() && self.context.images.is_beside_data() {
-            self.for_each_row(0..self.num_rows, &columns, &mut |_, row| {
-                let names = self.format.image_names(&row);
-                names.iter().for_each(|name| self.context.images.note(&mut listing, name, self.folder()));
+            self.for_each_row(0..self.num_rows, columns, &mut |_, row| {
+                let names = columns.iter().flat_map(|column| cells::image_names(&row.value(column)));
+                names.for_each(|name| self.context.images.note(&mut listing, &name, self.folder()));
                 ControlFlow::Continue(())
             })?;
         }
@@ -126,7 +147,8 @@ impl<F: TableFormat> TableFile<F> {
         self.path.parent().unwrap_or(Path::new(""))
     }
 
-    /// Shows `rows` in order. Memory holds one slice, whose rows are chosen so that it stays near [`SLICE_BYTES`].
+    /// Shows `rows` in order. Memory holds one slice, whose rows are chosen so that it stays near [`SLICE_BYTES`]: by the size of
+    /// those before it and by the average of its row group, which it never leaves.
     fn for_each_row(
         &self,
         rows: Range<u64>,
@@ -135,7 +157,7 @@ impl<F: TableFormat> TableFile<F> {
     ) -> Result<(), PrepareError> {
         let (mut first, mut num_rows) = (rows.start, FIRST_ROWS);
         while first < rows.end {
-            let num = num_rows.min(rows.end - first);
+            let num = self.most_rows(first).min(num_rows).min(rows.end - first);
             let frame = self.slice(first, num, columns)?;
             for at in 0..frame.height() {
                 if visit(first + at as u64, Row { frame: &frame, at }) == ControlFlow::Break(()) {
@@ -147,6 +169,12 @@ impl<F: TableFormat> TableFile<F> {
             first += num;
         }
         Ok(())
+    }
+
+    /// How many rows from `first` on may be read together by what the footer says.
+    fn most_rows(&self, first: u64) -> u64 {
+        let group = self.groups.get(self.groups.partition_point(|group| group.end <= first));
+        group.map_or(1, |group| (SLICE_BYTES / group.row_bytes.max(1)).clamp(1, group.end - first))
     }
 
     fn slice(&self, first: u64, num: u64, columns: &[String]) -> Result<DataFrame, PrepareError> {
@@ -187,4 +215,86 @@ fn check_format(path: &Path, source_name: &'static str, mut file: &File) -> Resu
         _ => "of another format",
     };
     Err(PrepareError::WrongFormat { path: path.to_owned(), source_name, expected: "a Parquet file", found })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use polars::prelude::{Column, DataType, IntoColumn, IntoSeries, NamedFrom, ParquetWriter, Series, StructChunked};
+
+    use super::*;
+    use crate::sources::finevision::Finevision;
+    use crate::sources::minimind::Minimind;
+    use crate::sources::sharegpt::{Columns, Sharegpt};
+
+    fn write(path: &Path, columns: Vec<Column>, group_rows: usize) {
+        let mut frame = DataFrame::new(columns[0].len(), columns).expect("columns of one length");
+        let file = File::create(path).expect("file");
+        ParquetWriter::new(file).with_row_group_size(Some(group_rows)).finish(&mut frame).expect("written");
+    }
+
+    /// The hash of the images that a file of one row names, before and after `cat.png` comes to lie beside it.
+    fn listings(columns: Vec<Column>, format: impl Fn() -> Box<dyn Fn(&Path) -> Fingerprint>) -> [Fingerprint; 2] {
+        let folder = tempfile::tempdir().expect("temp folder");
+        let path = folder.path().join("rows.parquet");
+        write(&path, columns, 8);
+        let first = format()(&path);
+        fs::write(folder.path().join("cat.png"), b"x").expect("file");
+        [first, format()(&path)]
+    }
+
+    fn opened<F: TableFormat>(path: &Path, format: F) -> Fingerprint {
+        TableFile::open(path, SourceContext::for_test("rows"), format).expect("opens").images()
+    }
+
+    #[test]
+    fn images_that_cells_name_beside_the_file_are_part_of_the_listing() {
+        let text = |name: &str| Series::new(name.into(), ["[]"]).into_column();
+        let names = Series::new("".into(), ["cat.png"]);
+        let fields = [
+            Series::new("bytes".into(), [None::<&[u8]>]).cast(&DataType::Binary).expect("a column of bytes"),
+            Series::new("path".into(), ["cat.png"]),
+        ];
+        let files = StructChunked::from_series("".into(), 1, fields.iter()).expect("one row").into_series();
+        for cell in [names.clone(), files] {
+            let of_list = |name: &str| Series::new(name.into(), [cell.clone()]).into_column();
+            let of_one = |name: &str| cell.clone().with_name(name.into()).into_column();
+            let [before, after] = listings(vec![text("texts"), of_list("images")], || {
+                Box::new(|path| opened(path, Finevision::new(&[])))
+            });
+            assert_ne!(before, after, "finevision, {}", cell.dtype());
+            let [before, after] = listings(vec![text("messages"), of_list("images")], || {
+                Box::new(|path| opened(path, Sharegpt(Columns::default())))
+            });
+            assert_ne!(before, after, "sharegpt, {}", cell.dtype());
+            let [before, after] = listings(vec![text("conversations"), of_one("image_bytes")], || {
+                Box::new(|path| opened(path, Minimind))
+            });
+            assert_ne!(before, after, "minimind, {}", cell.dtype());
+        }
+        let bytes = Series::new("image_bytes".into(), [b"cat.png".as_slice()]).into_column();
+        let [before, after] = listings(vec![text("conversations"), bytes], || Box::new(|path| opened(path, Minimind)));
+        assert_eq!(before, after, "bytes name no file");
+    }
+
+    #[test]
+    fn photos_after_many_short_rows_are_not_loaded_together() {
+        let folder = tempfile::tempdir().expect("temp folder");
+        let path = folder.path().join("rows.parquet");
+        let photo = |at: usize| format!("{at} {}", "x".repeat(100_000));
+        let texts: Vec<String> = (0..1400).map(|at| if at < 1000 { at.to_string() } else { photo(at) }).collect();
+        write(&path, vec![Series::new("conversations".into(), &texts).into_column()], 1000);
+        let file = TableFile::open(&path, SourceContext::for_test("rows"), Minimind).expect("opens");
+        let (mut seen, mut most) = (Vec::new(), 0);
+        let mut visit = |_: u64, row: Row<'_>| {
+            most = most.max(row.frame.estimated_size() as u64);
+            seen.push(row.text("conversations").expect("a text"));
+            ControlFlow::Continue(())
+        };
+        file.for_each_row(0..1400, &file.columns, &mut visit).expect("reads");
+        assert!(seen == texts, "every row once, in order");
+        // The estimate counts whole buffers; all photos together are 40 MB.
+        assert!(most <= 2 * SLICE_BYTES, "{most}");
+    }
 }

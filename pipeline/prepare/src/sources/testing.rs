@@ -14,7 +14,7 @@ use crate::PrepareError;
 impl SourceContext {
     pub(super) fn for_test(stem: &str) -> Self {
         let images = Arc::new(ImageFolder::open(None, None).expect("no folder"));
-        Self { stem: stem.to_owned(), images, options: SourceOptions::default(), seed: 0 }
+        Self { below: stem.to_owned(), stem: stem.to_owned(), images, options: SourceOptions::default(), seed: 0 }
     }
 }
 

@@ -11,7 +11,8 @@
 //!
 //! Other columns are not read. The text of a user turn is what VLMEvalKit asks, character by character (its `ImageMCQDataset` for
 //! multiple choice, the question alone otherwise), with all images before it; where the text says `<image 1>`, `<image 2>`, ...
-//! (MMMU), those images stand there instead. An empty cell and `nan` are no value; other words that pandas takes for none
+//! (MMMU), those images stand there instead. A table without a column of images holds text alone; in one with such a column a row
+//! without an image is a fault (`missing_image`), as VLMEvalKit decides by the columns too. An empty cell and `nan` are no value; other words that pandas takes for none
 //! (`None`, `NA`) are text, as they are answers too.
 //!
 //! Offsets of rows stay in memory, 8 bytes each, and 16 bytes for each row with a file if any row refers to another.
@@ -298,6 +299,10 @@ impl BenchmarkFile {
             Some(cell) => embedded(&cell, id)?,
             None => place.resolve(&self.columns.image_names(row)?)?,
         };
+        if images.is_empty() && self.columns.has_images() {
+            let detail = "expected an image, as the table has a column for it, found an empty cell";
+            return Err(Fault::new("missing_image", detail));
+        }
         let (question, images) = put_images(&question, &images)?;
         place.dialogue(SOURCE, images, vec![Turn::user(question), Turn::assistant(answer)])
     }
@@ -477,22 +482,24 @@ mod tests {
             &["1", "0", "Look\r\ntwice.", "Which\tone? ", "a", "b", "c", "d", "D", "", "", "dev"],
             &["2", "", "", "No picture?", "yes", "no", "", "", "B"],
             &["3", "9", "", "Whose?", "yes", "no", "", "", "B"],
-            &["4", "", "", "Which?", "yes", "no", "", "", "C"],
-            &["5", "", "", "Test split?", "yes", "no", "", "", ""],
+            &["4", "0", "", "Which?", "yes", "no", "", "", "C"],
+            &["5", "0", "", "Test split?", "yes", "no", "", "", ""],
             &["6", "", "", "Open?", "", "", "", "", "some words"],
+            &["7", "0", "", "Open?", "", "", "", "", "some words"],
         ]);
-        assert_eq!(causes(&entries), ["", "", "", "unknown_image", "unknown_answer", "missing_field", ""]);
+        let expected =
+            ["", "", "missing_image", "unknown_image", "unknown_answer", "missing_field", "missing_image", ""];
+        assert_eq!(causes(&entries), expected);
         let samples = samples(entries.into_iter().filter(|entry| entry.content.is_ok()).collect());
         let select = "Please select the correct answer from the options above. \n";
         let expected = [
             format!("<image>\nQuestion: How many?\nOptions:\nA. None\nB. two\n{select}"),
             format!("<image>\nHint: Look\ntwice.\nQuestion: Which\tone? \nOptions:\nA. a\nB. b\nC. c\nD. d\n{select}"),
-            format!("Question: No picture?\nOptions:\nA. yes\nB. no\n{select}"),
-            "Question: Open?\n".to_owned(),
+            "<image>\nQuestion: Open?\n".to_owned(),
         ];
         assert_eq!(samples.iter().map(|sample| sample.turns[0].text.clone()).collect::<Vec<_>>(), expected);
         let answers: Vec<&str> = samples.iter().map(|sample| sample.turns[1].text.as_str()).collect();
-        assert_eq!(answers, ["A", "D", "B", "some words"]);
+        assert_eq!(answers, ["A", "D", "some words"]);
         assert_eq!((files(&samples[0]), files(&samples[1])), (vec![&file[..]], vec![&file[..]]));
         assert_eq!(samples[1].id, "vlmeval-tsv/bench/1");
     }
@@ -535,9 +542,10 @@ mod tests {
             &["2", &list, "Is <image 2> like <image 2>, not <image x>?", "Yes."],
             &["3", "1", "Same again?", "No."],
             &["4", "", "<image> without an image?", "No."],
+            &["6", "1", "<image> besides?", "No."],
             &["5", &list, "<image 3>?", "No."],
         ]);
-        assert_eq!(causes(&entries), ["", "", "", "mark_count", "mark_count"]);
+        assert_eq!(causes(&entries), ["", "", "", "missing_image", "mark_count", "mark_count"]);
         let samples = samples(entries.into_iter().take(3).collect());
         assert_eq!(samples[0].turns[0].text, "<image>\n<image>\nSame?");
         assert_eq!(samples[1].turns[0].text, "<image>\nIs <image> like <image>, not <image x>?");
@@ -551,10 +559,12 @@ mod tests {
         let text =
             b"question\timage_path\tanswer\nOne?\ta/b.jpg\tYes\nTwo?\t\"['a.jpg', 'b.jpg']\"\tNo\nNo image?\t\tNo\n";
         let (folder, file) = open(text).expect("opens");
-        let samples = samples(read_all(&file).expect("reads"));
-        assert_eq!(samples.iter().map(|sample| sample.images.len()).collect::<Vec<_>>(), [1, 2, 0]);
+        let entries = read_all(&file).expect("reads");
+        assert_eq!(causes(&entries), ["", "", "missing_image"]);
+        let samples = samples(entries.into_iter().take(2).collect());
+        assert_eq!(samples.iter().map(|sample| sample.images.len()).collect::<Vec<_>>(), [1, 2]);
         assert_eq!(samples[0].images[0].name(), folder.path().join("a/b.jpg").to_string_lossy());
-        assert_eq!(samples[2].id, "vlmeval-tsv/bench/#2");
+        assert_eq!(samples[1].id, "vlmeval-tsv/bench/#1");
         let before = file.images();
         std::fs::write(folder.path().join("b.jpg"), "x").expect("file");
         let again = BenchmarkFile::open(&file.path, SourceContext::for_test("bench")).expect("opens");

@@ -372,7 +372,11 @@ fn scan(path: &Path, visit: &mut dyn FnMut(Scanned) -> Result<(), PrepareError>)
     let mut start = 0;
     for entry in archive.entries_with_seek().map_err(PrepareError::io("read", path))? {
         let broken = |found: String| broken(path, start, found);
-        let entry = entry.map_err(|fault| broken(format!("`{fault}`")))?;
+        // What the reader says of a first header that is none holds its bytes, whatever they are.
+        let entry = entry.map_err(|fault| match start {
+            0 => broken("no header of one: it is not a tar file".to_owned()),
+            _ => broken(format!("`{}`", fault.to_string().escape_debug())),
+        })?;
         if entry.header().entry_type().is_gnu_sparse() {
             return Err(broken("a sparse one".to_owned()));
         }
@@ -615,7 +619,8 @@ mod tests {
         assert!(told.contains(&format!("byte {}:", whole.len())), "{told}");
         let told = open(b"\x1f\x8b\x08 gzip").err().expect("gzip").to_string();
         assert!(told.contains("not compressed") && told.contains("by gzip"), "{told}");
-        assert!(open(&[b'x'; 2048]).err().expect("no tar").to_string().contains("byte 0:"));
+        let told = open(&[b'\xFE'; 2048]).err().expect("no tar").to_string();
+        assert!(told.contains("byte 0:") && told.ends_with("it is not a tar file"), "{told}");
         assert_eq!(open(b"").expect("empty").1.num_records(), 0);
         let (_folder, file) = open(&tar_of(&[("a.mp", b"x"), ("b.mp", b"x")])).expect("opens");
         assert_eq!((file.num_records(), file.num_recognized()), (2, 0));

@@ -144,12 +144,18 @@ impl StatsReport {
     /// The report for people.
     pub fn to_text(&self) -> String {
         let PackingStats { length, utilisation, packs, too_long, .. } = self.packing;
+        let packing = match packs {
+            0 => format!("packing to {length}: no sample fits a row, {too_long} too long"),
+            packs => {
+                format!("packing to {length}: {:.1} % filled, {packs} rows, {too_long} too long", 100.0 * utilisation)
+            }
+        };
         format!(
             "{} samples, {} images, {} tokens ({:.1} % predicted), {} text-only, {} with several images\n\
              length with {} tokens per image: median {}, 95 % up to {}, longest {}\n\
              repeated: {} samples, {} texts, {} images\n\
              padding: {:.1} % at a fixed {length}, {:.1} % per batch, {:.1} % per batch grouped by length\n\
-             packing to {length}: {:.1} % filled, {packs} rows, {too_long} too long\n",
+             {packing}\n",
             self.samples,
             self.images,
             self.tokens,
@@ -166,7 +172,6 @@ impl StatsReport {
             100.0 * self.padding.fixed,
             100.0 * self.padding.in_order,
             100.0 * self.padding.by_length,
-            100.0 * utilisation,
         )
     }
 }

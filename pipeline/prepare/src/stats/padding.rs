@@ -32,7 +32,7 @@ pub struct PackingStats {
     pub images: u32,
     /// Samples packed together.
     pub window: u32,
-    /// Share of the rows' positions that hold a token.
+    /// Share of the rows' positions that hold a token; 0 without a row.
     pub utilisation: f64,
     /// The rest.
     pub padding: f64,
@@ -96,16 +96,18 @@ impl PackingStats {
         let packs_at_least = limits.rows_at_least(items.iter().map(|item| (*item, 1)));
         let images_of = |row: &Vec<u64>| row.iter().map(|&place| u64::from(items[place as usize].images)).sum::<u64>();
         let PackPlan { rows, tokens, .. } = &plan;
+        // Rows that are not there are neither full nor empty.
+        let utilisation = if rows.is_empty() { 0.0 } else { plan.utilisation() };
         let utilisation_bound = match packs_at_least {
-            0 => 1.0,
+            0 => 0.0,
             rows => *tokens as f64 / (rows as f64 * f64::from(limits.tokens)),
         };
         Self {
             length: limits.tokens,
             images: limits.images,
             window: limits.window,
-            utilisation: plan.utilisation(),
-            padding: 1.0 - plan.utilisation(),
+            utilisation,
+            padding: if rows.is_empty() { 0.0 } else { 1.0 - utilisation },
             utilisation_bound,
             packs: rows.len() as u64,
             packs_at_least,
@@ -168,6 +170,9 @@ mod tests {
         let config = StatsConfig::new("");
         let (padding, packing) = (PaddingStats::of(&[], &config), PackingStats::of(&[], &config));
         assert_eq!((padding.fixed, padding.in_order, padding.by_length), (0.0, 0.0, 0.0));
-        assert_eq!((packing.utilisation, packing.utilisation_bound, packing.packs), (1.0, 1.0, 0));
+        assert_eq!(
+            (packing.utilisation, packing.padding, packing.utilisation_bound, packing.packs),
+            (0.0, 0.0, 0.0, 0)
+        );
     }
 }

@@ -4,6 +4,21 @@
 //! space. Input is a *suspending* source, as Pillow's is: when the bytes end before the picture does, the library
 //! reports suspension instead of inventing an end, and the file counts as truncated. A fatal library error unwinds as
 //! a Rust panic through the C frames (compiled with `-fexceptions`) and is caught here.
+//!
+//! Plain scans are brought to samples by code of our own (decision 0009), which leaves to the library whatever is amiss.
+
+#[cfg(target_arch = "x86_64")]
+#[deny(unsafe_code)]
+mod huffman;
+#[cfg(target_arch = "x86_64")]
+mod idct;
+#[cfg(target_arch = "x86_64")]
+#[deny(unsafe_code)]
+mod scan;
+#[cfg(target_arch = "x86_64")]
+mod takeover;
+#[cfg(all(test, target_arch = "x86_64"))]
+mod tests;
 
 use std::ffi::{c_int, c_long};
 use std::mem;
@@ -11,6 +26,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::ptr;
 
 use mozjpeg_sys as ffi;
+
+#[cfg(target_arch = "x86_64")]
+use takeover::Takeover;
 
 /// Why there are no samples.
 #[derive(Debug)]
@@ -54,9 +72,31 @@ impl<'a> Picture<'a> {
     }
 
     /// Decodes all rows and hands them out from the top, some at a time.
-    pub(super) fn read(mut self, take: impl FnMut(&[u8])) -> Result<(), Fault> {
+    pub(super) fn read(mut self, mut take: impl FnMut(&[u8])) -> Result<(), Fault> {
+        let mut num_taken = 0;
+        let result = self.rows(|rows| {
+            num_taken += rows.len();
+            take(rows);
+        });
+        if !self.decompress.gave_up() {
+            return result;
+        }
+        let mut again = Self::open(self.decompress.bytes, u64::MAX)?;
+        drop(self);
+        again.decompress.may_take_over = false;
+        // What the library makes again is not handed out twice.
+        again.rows(|rows| {
+            let num_known = num_taken.min(rows.len());
+            num_taken -= num_known;
+            if num_known < rows.len() {
+                take(&rows[num_known..]);
+            }
+        })
+    }
+
+    fn rows(&mut self, take: impl FnMut(&[u8])) -> Result<(), Fault> {
         let row_bytes = self.width as usize * self.channels;
-        caught(move || self.decompress.run(row_bytes, self.height as usize, take))
+        caught(|| self.decompress.run(row_bytes, self.height as usize, take))
     }
 }
 
@@ -89,6 +129,10 @@ struct Decompress<'a> {
     source: Box<ffi::jpeg_source_mgr>,
     _progress: Box<ffi::jpeg_progress_mgr>,
     bytes: &'a [u8],
+    /// Whether code of our own may bring a plain scan to samples.
+    may_take_over: bool,
+    #[cfg(target_arch = "x86_64")]
+    takeover: Option<Box<Takeover<'a>>>,
 }
 
 impl<'a> Decompress<'a> {
@@ -117,7 +161,16 @@ impl<'a> Decompress<'a> {
             total_passes: 0,
         });
         info.common.progress = &mut *progress;
-        Self { info, _errors: errors, source, _progress: progress, bytes }
+        Self {
+            info,
+            _errors: errors,
+            source,
+            _progress: progress,
+            bytes,
+            may_take_over: true,
+            #[cfg(target_arch = "x86_64")]
+            takeover: None,
+        }
     }
 
     /// Columns and rows that the header tells.
@@ -139,12 +192,37 @@ impl<'a> Decompress<'a> {
         if unsafe { ffi::jpeg_start_decompress(&mut self.info) } == 0 {
             return Err(Fault::Truncated);
         }
+        self.take_over();
         self.read_rows(row_bytes, num_rows, take)?;
         // SAFETY: all rows are read. False means that the end-of-image marker is missing.
         match unsafe { ffi::jpeg_finish_decompress(&mut self.info) } {
             0 => Err(Fault::Truncated),
             _ => Ok(()),
         }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn take_over(&mut self) {
+        if !self.may_take_over {
+            return;
+        }
+        self.takeover = Takeover::new(&self.info, self.bytes).map(Box::new);
+        if let Some(takeover) = &mut self.takeover {
+            // SAFETY: boxed, and kept as long as `info`.
+            unsafe { takeover.install(&mut self.info) };
+        }
+    }
+
+    #[cfg(not(target_arch = "x86_64"))]
+    fn take_over(&mut self) {}
+
+    /// Whether the picture must be read again by the library alone.
+    fn gave_up(&self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        let gave_up = self.takeover.as_ref().is_some_and(|takeover| takeover.gave_up());
+        #[cfg(not(target_arch = "x86_64"))]
+        let gave_up = false;
+        gave_up
     }
 
     fn choose_output(&mut self) -> Result<usize, Fault> {

@@ -8,6 +8,8 @@ mod gif;
 mod images;
 #[expect(unsafe_code, reason = "libjpeg-turbo is C")]
 mod jpeg;
+#[cfg(target_arch = "x86_64")]
+mod machine;
 mod mode;
 mod orientation;
 mod png;

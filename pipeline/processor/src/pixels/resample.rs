@@ -272,11 +272,13 @@ mod tests {
             (out_width, out_height) in (1usize..120, 1usize..120),
             code in 1u64..6,
             torchvision: bool,
+            without_vnni: bool,
             seed: u64,
         ) {
             if !resample_avx2::is_available() {
                 return Ok(());
             }
+            crate::pixels::machine::WITHOUT_VNNI.set(without_vnni);
             let filter = Filter::from_code(code).expect("a filter with weights");
             let mode = if torchvision { ImageMode::Torchvision } else { ImageMode::Pillow };
             let rows = samples((width * height) as usize * CHANNELS, seed);
