@@ -18,6 +18,7 @@ pub(crate) fn of(target: &str) -> Vec<Vec<u8>> {
             "What is it?\nA cat.\nAnd now?\nA dog.",
             "{% for m in messages %}{{ m.role }}: {{ m.content }}{% if m.role == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}\0Hi\nHello",
             "{{ raise_exception('no') }}\0Hi\nHello",
+            "{%}{{ m }} %}\0Hi\nHello",
             "{% set x = namespace(n=0) %}{% for m in messages %}{% set x.n = x.n + 1 %}{{ m['content'] | trim }}{% endfor %}\0Hi\nHello",
         ]),
         _ => FORMATS

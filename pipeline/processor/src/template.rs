@@ -250,10 +250,12 @@ fn without_generation_marks(source: &str) -> String {
     let mut text = String::with_capacity(source.len());
     let mut rest = source;
     while let Some(start) = rest.find("{%") {
-        let Some(length) = rest[start..].find("%}") else { break };
-        let (tag, tail) = rest[start..].split_at(length + 2);
+        // Behind the opening: `{%}` is no tag that ends.
+        let Some(length) = rest[start + 2..].find("%}") else { break };
+        let (tag, tail) = rest[start..].split_at(length + 4);
         text.push_str(&rest[..start]);
-        let word = tag[2..length].trim_matches(|letter: char| letter.is_whitespace() || letter == '-' || letter == '+');
+        let word =
+            tag[2..2 + length].trim_matches(|letter: char| letter.is_whitespace() || letter == '-' || letter == '+');
         match word {
             "generation" => text.push_str(&tag.replace("generation", "if true")),
             "endgeneration" => text.push_str(&tag.replace("endgeneration", "endif")),
@@ -320,6 +322,15 @@ mod tests {
         {
             assert!(text.parse::<TemplateDate>().is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn a_tag_that_ends_where_it_begins_is_an_error_of_the_template() {
+        for source in ["{%}", "{%}{{ x }} %}", "a{%", "{%%}"] {
+            assert_eq!(without_generation_marks(source), source);
+            assert!(render(source, &[Turn::user("Hi")]).is_err(), "{source}");
+        }
+        assert_eq!(without_generation_marks("{%- generation %}a{%endgeneration -%}"), "{%- if true %}a{%endif -%}");
     }
 
     #[test]
