@@ -58,10 +58,9 @@ const SAMPLE_BYTES: u64 = (size_of::<Slot>() + size_of::<SampleDone>() + size_of
 /// Tensors of `[B, T]` in a batch.
 const NUM_TOKEN_TENSORS: u64 = 4;
 
-/// Bytes allocated for `num_rows` rows of `columns` tokens that hold `num_samples` samples, and for `images`: how many, of
-/// how many bytes. `u64::MAX` if that overflows.
-pub(crate) fn batch_bytes(num_rows: u64, columns: u64, num_samples: u64, images: (u64, u64)) -> u64 {
-    let (num_images, image_bytes) = images;
+/// Bytes allocated for `num_rows` rows of `columns` tokens that hold `num_samples` samples, and for `num_images` images of
+/// `image_bytes`; `u64::MAX` if that overflows.
+pub(crate) fn batch_bytes(num_rows: u64, columns: u64, num_samples: u64, num_images: u64, image_bytes: u64) -> u64 {
     let row_bytes = columns.saturating_mul(NUM_TOKEN_TENSORS * DType::I32.size_in_bytes() as u64);
     let rows = num_rows.saturating_mul(row_bytes.saturating_add(ROW_BYTES));
     let images = num_images.saturating_mul(image_bytes.saturating_add(size_of::<ImageSpan>() as u64));

@@ -212,7 +212,7 @@ impl Dataset {
         let num_images =
             spec.packing.map_or(fullest, |packing| fullest.min(num_rows.saturating_mul(u64::from(packing.max_images))));
         let image_bytes = self.info.processor.image_shape.num_elements() as u64;
-        let found = batch_bytes(num_rows, columns, num_samples, (num_images, image_bytes));
+        let found = batch_bytes(num_rows, columns, num_samples, num_images, image_bytes);
         match found <= self.max_batch_bytes {
             true => StepPlan::new(spec, partition, self.rows_per_epoch(spec)?),
             false => {

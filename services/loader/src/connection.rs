@@ -25,8 +25,8 @@ use crate::LoaderError;
 
 /// A handshake that takes longer is given up.
 const HANDSHAKE: Duration = Duration::from_secs(10);
-/// Handshakes under way at once; more wait in the system's queue.
-const MAX_HANDSHAKES: usize = 64;
+/// Handshakes under way at once, each some kilobytes; more wait in the system's queue until one is done or given up.
+const MAX_HANDSHAKES: usize = 1024;
 /// How often the files are looked at for newer certificates.
 const RELOAD_EVERY: Duration = Duration::from_secs(10);
 

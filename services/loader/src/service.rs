@@ -32,6 +32,8 @@ pub(crate) struct Shared {
     consumers: Arc<Semaphore>,
     /// One permit per batch being made, so that many consumers cannot start more reads than there are cores.
     builders: Arc<Semaphore>,
+    /// The permit to plan an epoch's rows: what a spec may cost beyond its batches.
+    planner: Arc<Semaphore>,
     /// Ends streams; requested after health says so.
     pub(crate) stop: Shutdown,
     pub(crate) totals: Totals,
@@ -52,6 +54,7 @@ impl Shared {
             catalog,
             consumers: Arc::new(Semaphore::new(max_consumers as usize)),
             builders: Arc::new(Semaphore::new(cores)),
+            planner: Arc::new(Semaphore::new(1)),
             stop: Shutdown::new(),
             totals: Totals::default(),
         }
@@ -125,7 +128,8 @@ impl BatchOrder {
     /// What a request asks for, fields checked.
     pub(crate) fn decode(
         shared: &Shared,
-        (tenant, dataset): (&Tenant, &str),
+        tenant: &Tenant,
+        dataset: &str,
         spec: Option<v1::BatchSpec>,
         partition: Option<v1::Partition>,
     ) -> Result<Self, ServiceError> {
@@ -136,9 +140,12 @@ impl BatchOrder {
     }
 
     /// Checks that the data can be had so: shares, bytes of a batch, length of every record. Plans packed rows.
-    pub(crate) async fn plan(&self) -> Result<StepPlan, ServiceError> {
+    /// One at a time: rows are packed on all cores, and a plan that nobody asked for twice is soon forgotten.
+    pub(crate) async fn plan(&self, shared: &Shared) -> Result<StepPlan, ServiceError> {
+        let permit = Arc::clone(&shared.planner).acquire_owned().await;
         let Self { dataset, spec, partition, .. } = self.clone();
         off_thread(move || {
+            let _held = permit;
             dataset.check_lengths(&spec)?;
             dataset.plan(&spec, partition)
         })
@@ -176,16 +183,16 @@ impl LoaderService {
             return Ok(v1::DescribeDatasetResponse { info, ..Default::default() });
         }
         let partition = partition.or(Some(v1::Partition { rank: 0, world: 1 }));
-        let order = BatchOrder::decode(&self.shared, (tenant, &dataset), spec, partition)?;
-        let steps_per_epoch = order.plan().await?.steps_per_epoch();
+        let order = BatchOrder::decode(&self.shared, tenant, &dataset, spec, partition)?;
+        let steps_per_epoch = order.plan(&self.shared).await?.steps_per_epoch();
         let spec_fingerprint = encode_fingerprint(&spec_fingerprint(&order.spec));
         Ok(v1::DescribeDatasetResponse { info, spec_fingerprint, steps_per_epoch })
     }
 
     async fn find_batch(&self, tenant: &Tenant, request: v1::GetBatchRequest) -> Result<Batch, ServiceError> {
-        let order = BatchOrder::decode(&self.shared, (tenant, &request.dataset), request.spec, request.partition)?;
+        let order = BatchOrder::decode(&self.shared, tenant, &request.dataset, request.spec, request.partition)?;
         let position = decode_position(request.position)?;
-        order.plan().await?;
+        order.plan(&self.shared).await?;
         Arc::clone(&self.shared).build(order, position).await
     }
 
@@ -260,7 +267,7 @@ fn caller<T>(request: Request<T>) -> Result<(Arc<Tenant>, T), ServiceError> {
 }
 
 /// Counts a refusal by its kind.
-fn counted<T>(answer: Result<T, ServiceError>) -> Result<T, ServiceError> {
+pub(crate) fn counted<T>(answer: Result<T, ServiceError>) -> Result<T, ServiceError> {
     answer
         .inspect_err(|error| metrics::counter!("vela_loader_refusals_total", "kind" => error.kind.name()).increment(1))
 }

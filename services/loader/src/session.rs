@@ -173,10 +173,10 @@ async fn first_request(requests: &mut Streaming<v1::StreamBatchesRequest>) -> Re
 }
 
 async fn check_opening(shared: &Arc<Shared>, tenant: &Tenant, open: v1::OpenStream) -> Result<Opening, ServiceError> {
-    let order = BatchOrder::decode(shared, (tenant, &open.dataset), open.spec, open.partition)?;
+    let order = BatchOrder::decode(shared, tenant, &open.dataset, open.spec, open.partition)?;
     let cursor = decode_cursor(open.cursor)?;
     let refused = |error| to_service_error(&error);
-    let plan = order.plan().await?;
+    let plan = order.plan(shared).await?;
     let start = order.dataset.position_of(&order.spec, &cursor).map_err(refused)?;
     let start = Position { micro: open.micro, ..start };
     plan.micro_rows(start).map_err(refused)?;

@@ -16,6 +16,7 @@ use vela_runtime::{ByteSize, load_config};
 
 use crate::LoaderError;
 use crate::connection::PeerInfo;
+use crate::service::counted;
 
 /// SHA-256 of a token's bytes or of a certificate's DER form.
 type Digest32 = [u8; 32];
@@ -193,7 +194,7 @@ impl Tenants {
 
     /// Puts the caller's tenant into the request, or refuses it: before every call of the service.
     pub(crate) fn admit_call(&self, mut request: Request<()>) -> Result<Request<()>, Status> {
-        let tenant = self.identify(&request)?;
+        let tenant = counted(self.identify(&request))?;
         request.extensions_mut().insert(tenant);
         Ok(request)
     }

@@ -8,6 +8,7 @@ use vela_client::RemoteSource;
 use vela_types::BatchSource;
 
 use crate::loader::{command, free_port};
+use crate::security::House;
 use crate::shards;
 
 fn page(address: &str, path: &str) -> String {
@@ -63,6 +64,24 @@ fn a_scripted_run_is_counted_exactly() {
     loader.kill().expect("ended");
     loader.wait().expect("ended");
     check_dashboard(&shown);
+}
+
+#[test]
+fn callers_that_nobody_knows_are_counted() {
+    let house = House::new();
+    let (listen, metrics) = (format!("127.0.0.1:{}", free_port()), format!("127.0.0.1:{}", free_port()));
+    let shards = format!("train={}", house.path("shards").display());
+    let tenants = house.path("tenants.toml").display().to_string();
+    let arguments =
+        ["serve", "--shards", &shards, "--tenants", &tenants, "--listen", &listen, "--metrics-listen", &metrics];
+    let mut loader = command(&arguments).stderr(std::process::Stdio::piped()).spawn().expect("a loader");
+    let log = BufReader::new(loader.stderr.take().expect("its log"));
+    assert!(log.lines().map(|line| line.expect("text")).any(|line| line.contains("serving")));
+    assert!(RemoteSource::connect(&listen, shards::spec(), 0, 1, 1).is_err(), "it shows no token");
+    let shown = page(&metrics, "/metrics");
+    loader.kill().expect("ended");
+    loader.wait().expect("ended");
+    assert_eq!(value(&shown, "vela_loader_refusals_total{kind=\"unauthenticated\"}"), 1.0);
 }
 
 /// Every metric that the dashboard names is one that was shown.

@@ -28,12 +28,12 @@ fn digest(bytes: impl AsRef<[u8]>) -> String {
 }
 
 /// A shard set as `train` and `val`; `research` may read the first, `others` the second.
-struct House {
+pub(crate) struct House {
     folder: tempfile::TempDir,
 }
 
 impl House {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let shards = folder.path().join("shards");
         shards::write(&shards, &shards::Plan::small());
@@ -47,7 +47,7 @@ impl House {
         Self { folder }
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
