@@ -10,7 +10,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let descriptors = protox::compile(["vela/loader/v1/loader.proto"], ["."])?;
     let path = Path::new(&std::env::var("OUT_DIR")?).join("descriptors.bin");
     std::fs::write(path, descriptors.encode_to_vec())?;
-    // Payload fields are reference-counted slices of the received message instead of copies of it.
-    tonic_prost_build::configure().bytes(".").compile_fds(descriptors)?;
+    // Payload fields are reference-counted slices of the received message instead of copies of it. The server is written by hand, since
+    // generated ones copy every payload into its message.
+    tonic_prost_build::configure().bytes(".").build_server(false).compile_fds(descriptors)?;
     Ok(())
 }

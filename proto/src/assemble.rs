@@ -4,6 +4,7 @@ use bytes::{Bytes, BytesMut};
 use vela_types::{Batch, DType, HostTensor, ImageSpan, SampleSlot};
 
 use crate::batch::{TENSORS, encode_dtype};
+use crate::reader::Received;
 use crate::spec::decode_position;
 use crate::v1::{self, batch_part::Part};
 use crate::{PART_BYTES, WireError};
@@ -19,7 +20,7 @@ const MAX_AXES: usize = 8;
 
 /// Collects the parts of one stream into batches. After an error it must be thrown away with its stream.
 #[derive(Debug)]
-pub struct Assembler {
+pub(crate) struct Assembler {
     max_batch_bytes: usize,
     open: Option<OpenBatch>,
 }
@@ -42,28 +43,45 @@ struct TensorExtent {
 
 impl Assembler {
     /// Refuses batches of more than `max_batch_bytes`.
-    pub fn new(max_batch_bytes: usize) -> Self {
+    pub(crate) fn new(max_batch_bytes: usize) -> Self {
         Self { max_batch_bytes, open: None }
     }
 
-    /// Takes the next part; returns the batch that it completes, if it does.
-    pub fn push(&mut self, part: v1::BatchPart) -> Result<Option<Batch>, WireError> {
+    /// Takes a whole part.
+    pub(crate) fn push(&mut self, part: v1::BatchPart) -> Result<Received, WireError> {
         match (part.part, &mut self.open) {
-            (Some(Part::Header(header)), None) => self.open = Some(OpenBatch::new(header, self.max_batch_bytes)?),
-            (Some(Part::Chunk(chunk)), Some(open)) => open.push(&chunk)?,
-            (Some(Part::Header(_)), Some(open)) => return Err(out_of_order(&open.expects(), "a header")),
-            (Some(Part::Chunk(_)), None) => return Err(out_of_order("a header", "a chunk")),
-            (None, _) => return Err(WireError::Missing { field: "part" }),
-        }
-        match self.open.take_if(|open| open.payload.len() == open.num_bytes) {
-            Some(complete) => complete.finish().map(Some),
-            None => Ok(None),
+            (Some(Part::Header(header)), None) => {
+                let open = self.open.insert(OpenBatch::new(header, self.max_batch_bytes)?);
+                Ok(Received::Header(open.num_bytes))
+            }
+            (Some(Part::Header(_)), Some(open)) => Err(out_of_order(&open.expects(), "a header")),
+            (Some(Part::Chunk(chunk)), _) => {
+                self.open_chunk(chunk.offset, chunk.data.len())?;
+                self.fill(&chunk.data);
+                Ok(Received::Payload(chunk.data.len()))
+            }
+            (None, _) => Err(WireError::Missing { field: "part" }),
         }
     }
 
-    /// Payload bytes of the batch under way, 0 between batches.
-    pub fn open_bytes(&self) -> usize {
-        self.open.as_ref().map_or(0, |open| open.num_bytes)
+    /// A chunk of `num_bytes` for `offset` begins.
+    pub(crate) fn open_chunk(&mut self, offset: u64, num_bytes: usize) -> Result<(), WireError> {
+        match &mut self.open {
+            Some(open) => open.check_chunk(offset, num_bytes),
+            None => Err(out_of_order("a header", "a chunk")),
+        }
+    }
+
+    /// Takes the next bytes of the chunk that was opened, no more than it has.
+    pub(crate) fn fill(&mut self, data: &[u8]) {
+        if let Some(open) = &mut self.open {
+            open.payload.extend_from_slice(data);
+        }
+    }
+
+    /// The batch under way, once it has all its bytes.
+    pub(crate) fn take_complete(&mut self) -> Result<Option<Batch>, WireError> {
+        self.open.take_if(|open| open.payload.len() == open.num_bytes).map(OpenBatch::finish).transpose()
     }
 }
 
@@ -87,19 +105,18 @@ impl OpenBatch {
         format!("a chunk at offset {}", self.payload.len())
     }
 
-    fn push(&mut self, chunk: &v1::BatchChunk) -> Result<(), WireError> {
-        if chunk.offset != self.payload.len() as u64 {
-            return Err(out_of_order(&self.expects(), &format!("one at {}", chunk.offset)));
+    fn check_chunk(&mut self, offset: u64, num_bytes: usize) -> Result<(), WireError> {
+        if offset != self.payload.len() as u64 {
+            return Err(out_of_order(&self.expects(), &format!("one at {offset}")));
         }
         let room = (self.num_bytes - self.payload.len()).min(PART_BYTES);
-        if chunk.data.is_empty() || chunk.data.len() > room {
-            return Err(WireError::value("chunk.data", format_args!("1 to {room} bytes"), chunk.data.len()));
+        if num_bytes == 0 || num_bytes > room {
+            return Err(WireError::value("chunk.data", format_args!("1 to {room} bytes"), num_bytes));
         }
         if self.payload.is_empty() {
             // Only now: memory is taken when bytes come, not when a header promises them.
             self.payload.reserve(self.num_bytes);
         }
-        self.payload.extend_from_slice(&chunk.data);
         Ok(())
     }
 

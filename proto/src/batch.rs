@@ -1,15 +1,27 @@
-//! A batch as a header and chunks.
+//! A batch as the messages it travels in, without a copy of its tensors.
 
 use std::collections::VecDeque;
 
-use bytes::{Bytes, BytesMut};
+use bytes::{BufMut, Bytes, BytesMut};
+use prost::Message;
+use prost::encoding::{encode_varint, encoded_len_varint};
 use vela_types::{Batch, DType, HostTensor};
 
 use crate::spec::encode_position;
-use crate::v1::{self, TensorRole};
+use crate::v1::{self, TensorRole, batch_part::Part};
 
-/// Most data in one chunk. A chunk with its message and gRPC framing still fits in one HTTP/2 frame of 1 MiB.
+/// Most payload in one chunk: with its message and gRPC framing it would still fit in one HTTP/2 frame of 1 MiB.
 pub const PART_BYTES: usize = (1 << 20) - 64;
+
+/// gRPC's prefix of a message: a byte for compression, four for the length.
+pub(crate) const GRPC_PREFIX_BYTES: usize = 5;
+
+/// Tag of `BatchPart.chunk`: field 2, length-delimited.
+pub(crate) const PART_CHUNK_TAG: u8 = 2 << 3 | 2;
+/// Tag of `BatchChunk.offset`: field 1, a varint.
+pub(crate) const CHUNK_OFFSET_TAG: u8 = 1 << 3;
+/// Tag of `BatchChunk.data`: field 2, length-delimited.
+pub(crate) const CHUNK_DATA_TAG: u8 = 2 << 3 | 2;
 
 /// The tensors of a batch in the order of the payload, with the element type of each.
 pub(crate) const TENSORS: [(TensorRole, DType); 5] = [
@@ -35,7 +47,7 @@ pub(crate) fn encode_dtype(dtype: DType) -> v1::DType {
 }
 
 /// Everything of `batch` but its payload.
-pub fn batch_header(batch: &Batch) -> v1::BatchHeader {
+fn batch_header(batch: &Batch) -> v1::BatchHeader {
     let tensor_header = |((role, _), tensor): (&(TensorRole, DType), &HostTensor)| v1::TensorHeader {
         role: (*role).into(),
         dtype: encode_dtype(tensor.dtype()).into(),
@@ -58,37 +70,79 @@ pub fn batch_header(batch: &Batch) -> v1::BatchHeader {
     }
 }
 
-/// The payload of `batch` in chunks of at most [`PART_BYTES`], in order.
-///
-/// A chunk inside one tensor shares the tensor's memory; only the small tensors and the seams between are copied.
-pub fn batch_chunks(batch: &Batch) -> impl Iterator<Item = v1::BatchChunk> + Send + use<> {
-    let mut segments: VecDeque<Bytes> = tensors(batch).map(|tensor| tensor.data().clone()).into();
-    let mut offset = 0u64;
-    std::iter::from_fn(move || {
-        let data = take_chunk(&mut segments)?;
-        let chunk = v1::BatchChunk { offset, data };
-        offset += chunk.data.len() as u64;
-        Some(chunk)
-    })
+/// One message of a batch stream as it goes on the wire: gRPC's prefix and every protobuf field up to the payload, then the
+/// payload as it lies in the tensors.
+#[derive(Clone, Debug)]
+pub struct EncodedPart {
+    /// The bytes of the message, in order.
+    pub pieces: VecDeque<Bytes>,
+    /// How many of them are payload, which is what costs credit.
+    pub payload_bytes: usize,
 }
 
-fn take_chunk(segments: &mut VecDeque<Bytes>) -> Option<Bytes> {
-    segments.retain(|segment| !segment.is_empty());
-    let first = segments.front_mut()?;
-    if first.len() >= PART_BYTES {
-        return Some(first.split_to(PART_BYTES));
+/// `batch` as the messages it travels in: its header, then its payload in chunks of at most [`PART_BYTES`].
+///
+/// No byte of a tensor is copied: the pieces share the tensors' memory, across the seams between them too. Framing: gRPC over HTTP/2,
+/// "Length-Prefixed-Message"; fields: `BatchPart` in `loader.proto`.
+pub fn encode_batch(batch: &Batch) -> impl Iterator<Item = EncodedPart> + Send + use<> {
+    let header = v1::BatchPart { part: Some(Part::Header(batch_header(batch))) };
+    let mut segments: VecDeque<Bytes> = tensors(batch).map(|tensor| tensor.data().clone()).into();
+    let mut offset = 0u64;
+    let chunks = std::iter::from_fn(move || {
+        let payload = take_chunk(&mut segments);
+        let part = (!payload.is_empty()).then(|| encode_chunk(offset, payload))?;
+        offset += part.payload_bytes as u64;
+        Some(part)
+    });
+    std::iter::once_with(move || encode_header(&header)).chain(chunks)
+}
+
+fn encode_header(header: &v1::BatchPart) -> EncodedPart {
+    let num_bytes = header.encoded_len();
+    let mut message = BytesMut::with_capacity(GRPC_PREFIX_BYTES + num_bytes);
+    put_grpc_prefix(&mut message, num_bytes);
+    header.encode(&mut message).expect("a growing buffer has room");
+    EncodedPart { pieces: [message.freeze()].into(), payload_bytes: 0 }
+}
+
+/// Field numbers and wire types as `prost` writes them: a zero offset is left out.
+fn encode_chunk(offset: u64, mut pieces: VecDeque<Bytes>) -> EncodedPart {
+    let payload_bytes: usize = pieces.iter().map(Bytes::len).sum();
+    let mut chunk = BytesMut::new();
+    if offset != 0 {
+        chunk.put_u8(CHUNK_OFFSET_TAG);
+        encode_varint(offset, &mut chunk);
     }
-    if segments.len() == 1 {
-        return segments.pop_front();
-    }
-    let total: usize = segments.iter().map(Bytes::len).sum();
-    let mut joined = BytesMut::with_capacity(total.min(PART_BYTES));
-    while let Some(segment) = segments.front_mut().filter(|_| joined.len() < PART_BYTES) {
-        let piece = segment.split_to(segment.len().min(PART_BYTES - joined.len()));
-        joined.extend_from_slice(&piece);
+    chunk.put_u8(CHUNK_DATA_TAG);
+    encode_varint(payload_bytes as u64, &mut chunk);
+    let chunk_bytes = chunk.len() + payload_bytes;
+    let message_bytes = 1 + encoded_len_varint(chunk_bytes as u64) + chunk_bytes;
+    let mut opening = BytesMut::with_capacity(2 * GRPC_PREFIX_BYTES + chunk.len() + 1);
+    put_grpc_prefix(&mut opening, message_bytes);
+    opening.put_u8(PART_CHUNK_TAG);
+    encode_varint(chunk_bytes as u64, &mut opening);
+    opening.extend_from_slice(&chunk);
+    pieces.push_front(opening.freeze());
+    EncodedPart { pieces, payload_bytes }
+}
+
+fn put_grpc_prefix(message: &mut BytesMut, num_bytes: usize) {
+    message.put_u8(0);
+    message.put_u32(u32::try_from(num_bytes).expect("a part is about 1 MiB, a header is bounded by the batch limit"));
+}
+
+/// The next [`PART_BYTES`] of the payload, or what is left of it.
+fn take_chunk(segments: &mut VecDeque<Bytes>) -> VecDeque<Bytes> {
+    let (mut pieces, mut room) = (VecDeque::new(), PART_BYTES);
+    while room > 0
+        && let Some(segment) = segments.front_mut()
+    {
+        let piece = segment.split_to(segment.len().min(room));
         if segment.is_empty() {
             segments.pop_front();
         }
+        room -= piece.len();
+        pieces.extend((!piece.is_empty()).then_some(piece));
     }
-    Some(joined.freeze())
+    pieces
 }

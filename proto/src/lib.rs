@@ -8,9 +8,10 @@ mod assemble;
 mod batch;
 mod error;
 mod info;
+mod reader;
 mod spec;
 
-/// The generated messages, client and server of `vela.loader.v1`.
+/// The generated messages and client of `vela.loader.v1`.
 #[allow(missing_docs, unreachable_pub, clippy::all, reason = "generated; the proto files carry the comments")]
 pub mod v1 {
     tonic::include_proto!("vela.loader.v1");
@@ -19,10 +20,11 @@ pub mod v1 {
 /// The proto files as an encoded `FileDescriptorSet`: what reflection answers with, and the list of all calls.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
 
-pub use assemble::{Assembler, MAX_SAMPLES};
-pub use batch::{PART_BYTES, batch_chunks, batch_header};
+pub use assemble::MAX_SAMPLES;
+pub use batch::{EncodedPart, PART_BYTES, encode_batch};
 pub use error::{ErrorKind, ServiceError, WireError};
 pub use info::{decode_info, encode_info};
+pub use reader::{PartReader, Received};
 pub use spec::{
     MAX_WORLD, decode_cursor, decode_fingerprint, decode_partition, decode_position, decode_spec, encode_cursor,
     encode_fingerprint, encode_position, encode_spec, next_position,

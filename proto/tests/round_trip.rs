@@ -4,7 +4,7 @@ use bytes::Bytes;
 use proptest::prelude::*;
 use prost::Message;
 use vela_proto::v1::{self, batch_part::Part};
-use vela_proto::{Assembler, PART_BYTES, WireError, batch_chunks, batch_header};
+use vela_proto::{EncodedPart, PART_BYTES, PartReader, Received, WireError, encode_batch};
 use vela_types::{
     Batch, BatchSpec, Cursor, DType, DatasetInfo, Fingerprint, HostTensor, ImageNormalization, ImageShape, ImageSpan,
     PackingSpec, Position, ProcessorSummary, SampleSlot,
@@ -35,36 +35,90 @@ fn batch(rows: usize, columns: usize, images: usize, side: usize) -> Batch {
     }
 }
 
+/// The messages of `batch`, each decoded by `prost` from the bytes that would go over the wire.
 fn parts(batch: &Batch) -> Vec<v1::BatchPart> {
-    let header = Part::Header(batch_header(batch));
-    let chunks = batch_chunks(batch).map(Part::Chunk);
-    std::iter::once(header).chain(chunks).map(|part| v1::BatchPart { part: Some(part) }).collect()
+    let decode = |part: EncodedPart| {
+        let bytes: Vec<u8> = part.pieces.into_iter().flatten().collect();
+        let (prefix, message) = bytes.split_at(5);
+        assert_eq!(prefix, [&[0], &(message.len() as u32).to_be_bytes()[..]].concat(), "gRPC's framing");
+        let decoded = v1::BatchPart::decode(message).expect("what was encoded decodes");
+        assert_eq!(decoded.encode_to_vec(), message, "as prost would have written it");
+        decoded
+    };
+    encode_batch(batch).map(decode).collect()
 }
 
-/// Through the encoded bytes and back.
-fn over_the_wire(part: &v1::BatchPart) -> v1::BatchPart {
-    v1::BatchPart::decode(Bytes::from(part.encode_to_vec())).expect("what was encoded decodes")
+/// What a server of any other make sends for `parts`.
+fn framed(parts: impl IntoIterator<Item = v1::BatchPart>) -> Vec<u8> {
+    let frame = |part: v1::BatchPart| {
+        let message = part.encode_to_vec();
+        [&[0], &(message.len() as u32).to_be_bytes()[..], &message].concat()
+    };
+    parts.into_iter().flat_map(frame).collect()
+}
+
+/// Reads `bytes` in pieces of the lengths `cuts` in turn. The batches, and the payload bytes told between them.
+fn read(bytes: Vec<u8>, cuts: &[usize]) -> Result<(Vec<Batch>, usize), WireError> {
+    let (mut reader, mut bytes) = (PartReader::new(LIMIT), Bytes::from(bytes));
+    let (mut batches, mut payload, mut announced) = (Vec::new(), 0, 0);
+    let mut cuts = cuts.iter().cycle();
+    while !bytes.is_empty() {
+        let cut = cuts.next().map_or(bytes.len(), |cut| (*cut).max(1));
+        let mut piece = bytes.split_to(cut.min(bytes.len()));
+        while let Some(received) = reader.read(&mut piece)? {
+            match received {
+                Received::Header(num_bytes) => announced += num_bytes,
+                Received::Payload(num_bytes) => payload += num_bytes,
+                Received::Batch(batch) => {
+                    assert_eq!(payload, announced, "a batch is complete with its last byte");
+                    batches.push(batch);
+                }
+            }
+        }
+    }
+    Ok((batches, payload))
 }
 
 fn assemble(parts: impl IntoIterator<Item = v1::BatchPart>) -> Result<Vec<Batch>, WireError> {
-    let mut assembler = Assembler::new(LIMIT);
-    let mut batches = Vec::new();
-    for part in parts {
-        batches.extend(assembler.push(part)?);
-    }
-    Ok(batches)
+    Ok(read(framed(parts), &[])?.0)
 }
 
 proptest! {
     #[test]
-    fn a_batch_comes_back_equal(rows in 1usize..5, columns in 1usize..70, images in 0usize..4, side in 1usize..400) {
+    fn a_batch_comes_back_equal(
+        rows in 1usize..5, columns in 1usize..70, images in 0usize..4, side in 1usize..400,
+        cuts in prop::collection::vec(1usize..5000, 0..4),
+    ) {
         let batch = batch(rows, columns, images, side);
-        let parts = parts(&batch);
-        for part in &parts {
-            prop_assert!(part.encoded_len() + 5 <= 1 << 20);
-        }
-        let twice = parts.iter().chain(&parts).map(over_the_wire);
-        prop_assert_eq!(assemble(twice), Ok(vec![batch.clone(), batch]));
+        let encoded: Vec<_> = encode_batch(&batch).chain(encode_batch(&batch)).collect();
+        let payload: usize = encoded.iter().map(|part| part.payload_bytes).sum();
+        prop_assert!(encoded.iter().all(|part| part.pieces.iter().map(Bytes::len).sum::<usize>() <= 1 << 20));
+        prop_assert_eq!(payload, 2 * batch.num_bytes());
+        let bytes: Vec<u8> = encoded.into_iter().flat_map(|part| part.pieces).flatten().collect();
+        prop_assert_eq!(&bytes, &framed(parts(&batch).into_iter().chain(parts(&batch))));
+        let (batches, received) = read(bytes, &cuts).expect("a stream as it is sent");
+        prop_assert_eq!(received, payload);
+        prop_assert_eq!(batches, vec![batch.clone(), batch]);
+    }
+
+    /// Fields may come in any order and unknown ones in between: whoever writes so is understood.
+    #[test]
+    fn a_chunk_written_in_another_order_is_read_too(cut in 1usize..40) {
+        let batch = batch(2, 5, 1, 4);
+        let bytes = framed(parts(&batch));
+        let chunk = parts(&batch).remove(1);
+        let Some(Part::Chunk(chunk)) = chunk.part else { panic!("a chunk after the header") };
+        let header_bytes = framed([parts(&batch).remove(0)]).len();
+        let mut fields = vec![0x12];
+        prost::encoding::encode_varint(chunk.data.len() as u64, &mut fields);
+        fields.extend_from_slice(&chunk.data);
+        fields.extend_from_slice(&[0x08, 0, 0x78, 1]);
+        let mut message = vec![0x12];
+        prost::encoding::encode_varint(fields.len() as u64, &mut message);
+        message.extend_from_slice(&fields);
+        let prefix = [&[0], &(message.len() as u32).to_be_bytes()[..]].concat();
+        let other = [&bytes[..header_bytes], &prefix, &message].concat();
+        prop_assert_eq!(read(other, &[cut]).expect("the same message").0, vec![batch]);
     }
 
     #[test]
@@ -84,6 +138,8 @@ proptest! {
 
     #[test]
     fn garbage_never_panics(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+        let header = framed([parts(&batch(2, 5, 1, 4)).remove(0)]);
+        let _ = (read(bytes.clone(), &[7]), read([&header, &bytes[..]].concat(), &[]));
         let bytes = Bytes::from(bytes);
         if let Ok(part) = v1::BatchPart::decode(bytes.clone()) {
             let _ = assemble([part.clone(), part]);
@@ -98,15 +154,11 @@ proptest! {
     }
 
     #[test]
-    fn a_flipped_byte_never_panics(part_index in 0usize..2, place in 0usize..400, value: u8) {
-        let mut parts = parts(&batch(2, 5, 1, 4));
-        let mut bytes = parts[part_index].encode_to_vec();
+    fn a_flipped_byte_never_panics(place in 0usize..1000, value: u8, cut in 1usize..100) {
+        let mut bytes = framed(parts(&batch(2, 5, 1, 4)));
         let place = place % bytes.len();
         bytes[place] = value;
-        if let Ok(part) = v1::BatchPart::decode(Bytes::from(bytes)) {
-            parts[part_index] = part;
-            let _ = assemble(parts);
-        }
+        let _ = read(bytes, &[cut]);
     }
 }
 
@@ -135,13 +187,24 @@ fn a_description_comes_back_equal() {
 }
 
 #[test]
-fn chunks_of_one_tensor_share_its_memory() {
+fn no_tensor_is_copied() {
     let batch = batch(1, 4, 4, 700);
-    let pixels = batch.pixels.data();
-    let inside = |chunk: &v1::BatchChunk| pixels.as_ptr_range().contains(&chunk.data.as_ptr());
-    let chunks: Vec<_> = batch_chunks(&batch).collect();
-    assert!(chunks.len() > 5 && chunks.iter().all(|chunk| chunk.data.len() <= PART_BYTES));
-    assert!(chunks[1..].iter().all(inside), "only the first chunk, which joins small tensors, is a copy");
+    let tensors = [&batch.input_ids, &batch.labels, &batch.position_ids, &batch.document_ids, &batch.pixels];
+    let ranges = tensors.map(|tensor| tensor.data().as_ptr_range());
+    let parts: Vec<_> = encode_batch(&batch).collect();
+    assert!(parts.len() > 6 && parts.iter().all(|part| part.payload_bytes <= PART_BYTES));
+    let payload = parts.iter().skip(1).flat_map(|part| part.pieces.iter().skip(1));
+    let pieces: Vec<_> = payload.collect();
+    assert!(pieces.len() >= 10, "four small tensors, and pixels in several parts");
+    assert!(pieces.iter().all(|piece| ranges.iter().any(|range| range.contains(&piece.as_ptr()))));
+}
+
+#[test]
+fn a_compressed_or_endless_message_is_refused() {
+    let refusal = |prefix: [u8; 5]| read(prefix.to_vec(), &[]).expect_err("a refusal").to_string();
+    assert!(refusal([1, 0, 0, 0, 9]).contains("compression"));
+    assert!(refusal([0, 255, 0, 0, 0]).contains("at most"));
+    assert!(refusal([0, 0, 0, 0, 0]).contains("`part`"));
 }
 
 fn refusal(change: impl FnOnce(&mut Vec<v1::BatchPart>)) -> String {

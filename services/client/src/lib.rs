@@ -7,6 +7,7 @@
 mod error;
 mod ledger;
 mod options;
+mod part_stream;
 mod pump;
 mod server;
 mod source;

@@ -6,15 +6,12 @@ use std::sync::mpsc as blocking;
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
-use vela_proto::v1::{
-    Ack, BatchPart, Credit, OpenStream, Partition, StreamBatchesRequest, batch_part::Part,
-    stream_batches_request::Request,
-};
-use vela_proto::{Assembler, WireError, encode_cursor, encode_spec, next_position};
+use vela_proto::v1::{Ack, Credit, OpenStream, Partition, StreamBatchesRequest, stream_batches_request::Request};
+use vela_proto::{Received, WireError, encode_cursor, encode_spec, next_position};
 use vela_types::{Batch, BatchSpec, Cursor, Position};
 
 use crate::ledger::{Ledger, Overdraft};
+use crate::part_stream::PartStream;
 use crate::server::Server;
 use crate::{ClientError, ClientOptions};
 
@@ -108,21 +105,14 @@ impl Pump {
 
     /// Opens one stream at the next position and receives until it breaks.
     async fn stream_once(&mut self) -> Result<std::convert::Infallible, ClientError> {
-        let mut client = self.server().connect().await?;
         let (requests, outbound) = mpsc::channel(QUEUED_REQUESTS);
         self.counters.num_streams.fetch_add(1, Ordering::Relaxed);
         let open = Request::Open(self.open_request());
         self.send(&requests, open).await?;
-        let answer = client.stream_batches(ReceiverStream::new(outbound)).await;
-        let mut parts = answer.map_err(|status| self.server().service_error(status))?.into_inner();
-        let mut assembler = Assembler::new(self.options.max_batch_bytes);
+        let mut parts = PartStream::open(self.server(), outbound, self.options.max_batch_bytes).await?;
         loop {
             tokio::select! {
-                part = parts.message() => {
-                    let part = part.map_err(|status| self.server().service_error(status))?;
-                    let part = part.ok_or_else(|| self.server().ended())?;
-                    self.take_part(part, &mut assembler, &requests).await?;
-                }
+                received = parts.next() => self.take_received(received?, &requests).await?,
                 Some(event) = self.events.recv() => self.take_event(event, &requests).await?,
             }
         }
@@ -153,21 +143,21 @@ impl Pump {
         }
     }
 
-    async fn take_part(
+    async fn take_received(
         &mut self,
-        part: BatchPart,
-        assembler: &mut Assembler,
+        received: Received,
         requests: &mpsc::Sender<StreamBatchesRequest>,
     ) -> Result<(), ClientError> {
-        if let Some(Part::Chunk(chunk)) = &part.part {
-            let received = self.ledger.receive(chunk.data.len());
-            received.map_err(|overdraft| self.server().wire_error(overdraft.into()))?;
-        }
-        let complete = assembler.push(part).map_err(|fault| self.server().wire_error(fault))?;
-        let growth = self.ledger.announce(assembler.open_bytes());
-        self.grant(requests, growth).await?;
-        if let Some(batch) = complete {
-            self.queue(batch)?;
+        match received {
+            Received::Header(num_bytes) => {
+                let growth = self.ledger.announce(num_bytes);
+                self.grant(requests, growth).await?;
+            }
+            Received::Payload(num_bytes) => {
+                let within = self.ledger.receive(num_bytes);
+                within.map_err(|overdraft| self.server().wire_error(overdraft.into()))?;
+            }
+            Received::Batch(batch) => self.queue(batch)?,
         }
         self.count_resident();
         Ok(())

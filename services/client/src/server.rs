@@ -32,7 +32,7 @@ pub(crate) struct Description {
 }
 
 /// A loader's calls, each with our token.
-pub(crate) type Client = LoaderClient<InterceptedService<Channel, Bearer>>;
+type Client = LoaderClient<InterceptedService<Channel, Bearer>>;
 
 /// Shows the token with every call, if there is one.
 #[derive(Clone, Debug)]
@@ -96,12 +96,17 @@ impl Server {
         Ok(Self { url: full, endpoint, bearer, timeout: options.connect_timeout })
     }
 
-    pub(crate) async fn connect(&self) -> Result<Client, ClientError> {
+    async fn connect(&self) -> Result<Client, ClientError> {
+        let channel = self.channel().await?;
+        Ok(LoaderClient::new(channel).max_decoding_message_size(MAX_RESPONSE_BYTES))
+    }
+
+    /// A connection of its own.
+    pub(crate) async fn channel(&self) -> Result<InterceptedService<Channel, Bearer>, ClientError> {
         let unreachable = |source| ClientError::Unreachable { url: self.url.clone(), timeout: self.timeout, source };
         let connected = tokio::time::timeout(self.timeout, self.endpoint.connect()).await;
         let channel = connected.map_err(|late| unreachable(late.into()))?.map_err(|error| unreachable(error.into()))?;
-        let client = LoaderClient::with_interceptor(channel, self.bearer.clone());
-        Ok(client.max_decoding_message_size(MAX_RESPONSE_BYTES))
+        Ok(InterceptedService::new(channel, self.bearer.clone()))
     }
 
     /// What the server has under the name `dataset`, and what `spec` makes of it; refused if `spec` does not fit or cannot be shared.

@@ -4,6 +4,7 @@
 //! keeps nothing that another could not make again. It holds at most two batches and a few parts per consumer, however
 //! slow that consumer is, and it never decides what a batch contains.
 
+mod body;
 mod catalog;
 mod config;
 mod connection;

@@ -14,8 +14,7 @@ use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Server;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
-use vela_proto::v1::loader_server::LoaderServer;
-use vela_proto::{DESCRIPTORS, MAX_FRAME_BYTES, MAX_REQUEST_BYTES};
+use vela_proto::{DESCRIPTORS, MAX_FRAME_BYTES};
 use vela_runtime::{Shutdown, serve_metrics};
 
 use crate::catalog::Catalog;
@@ -121,9 +120,8 @@ impl Running {
         let Self { addr, shared, tenants, shutdown, reflection } = self;
         let started = Instant::now();
         let (health, health_service) = tonic_health::server::health_reporter();
-        health.set_serving::<LoaderServer<LoaderService>>().await;
-        let service = LoaderServer::new(LoaderService::new(Arc::clone(&shared)));
-        let service = service.max_decoding_message_size(MAX_REQUEST_BYTES);
+        health.set_serving::<LoaderService>().await;
+        let service = LoaderService::new(Arc::clone(&shared));
         let reflected = reflection.then(|| {
             let described =
                 tonic_reflection::server::Builder::configure().register_encoded_file_descriptor_set(DESCRIPTORS);
@@ -157,7 +155,7 @@ impl Running {
 /// Health first, so that nobody new is sent here; then the streams.
 async fn begin_stop(shutdown: Shutdown, health: HealthReporter, streams: Shutdown) {
     shutdown.wait().await;
-    health.set_not_serving::<LoaderServer<LoaderService>>().await;
+    health.set_not_serving::<LoaderService>().await;
     health.set_service_status("", ServingStatus::NotServing).await;
     streams.request();
 }

@@ -1,24 +1,34 @@
 //! The calls of the service.
 
+use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll};
 use std::time::Instant;
 
+use prost::Message;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio_stream::{Stream, StreamExt};
-use tonic::{Request, Response, Status, Streaming};
+use tokio_stream::StreamExt;
+use tonic::body::Body;
+use tonic::codec::Codec;
+use tonic::metadata::GRPC_CONTENT_TYPE;
+use tonic::server::NamedService;
+use tonic::{Status, Streaming};
+use tonic_prost::ProstCodec;
+use tower_service::Service;
 use vela_dataset::{Dataset, DatasetError, Partition, Provenance, StepPlan, spec_fingerprint};
-use vela_proto::v1::{self, batch_part::Part, loader_server::Loader};
+use vela_proto::v1;
 use vela_proto::{
-    ErrorKind, ServiceError, batch_chunks, batch_header, decode_partition, decode_position, decode_spec,
+    ErrorKind, MAX_REQUEST_BYTES, ServiceError, decode_partition, decode_position, decode_spec, encode_batch,
     encode_fingerprint, encode_info,
 };
 use vela_runtime::Shutdown;
 use vela_types::{Batch, BatchSpec, Position};
 
 use crate::LoaderReport;
+use crate::body::{BatchBody, message_body};
 use crate::catalog::Catalog;
 use crate::error::to_service_error;
 use crate::session::Session;
@@ -162,7 +172,8 @@ async fn off_thread<T: Send + 'static>(
     done.map_err(|error| to_service_error(&error))
 }
 
-/// The service over the data sets of a catalog.
+/// The service over the data sets of a catalog. What it answers with is in [`crate::body`].
+#[derive(Clone)]
 pub(crate) struct LoaderService {
     shared: Arc<Shared>,
 }
@@ -170,6 +181,25 @@ pub(crate) struct LoaderService {
 impl LoaderService {
     pub(crate) fn new(shared: Arc<Shared>) -> Self {
         Self { shared }
+    }
+
+    /// The call that a request names.
+    async fn answer(&self, request: http::Request<Body>) -> Result<Body, Status> {
+        let (parts, body) = request.into_parts();
+        // The interceptor put it there; without one nobody may read.
+        let tenant =
+            parts.extensions.get::<Arc<Tenant>>().ok_or_else(|| Status::unauthenticated("nobody asked who calls"))?;
+        let call = parts.uri.path().strip_prefix('/').and_then(|path| path.strip_prefix(Self::NAME));
+        match call {
+            Some("/DescribeDataset") => Ok(message_body(counted(self.describe(tenant, message(body).await?).await)?)),
+            Some("/Lookup") => Ok(message_body(counted(self.find_record(tenant, message(body).await?).await)?)),
+            Some("/GetBatch") => counted(self.send_batch(tenant, message(body).await?).await).map_err(Status::from),
+            Some("/StreamBatches") => {
+                let session = Session::start(Arc::clone(&self.shared), Arc::clone(tenant), messages(body));
+                Ok(BatchBody::of(counted(session.await)?))
+            }
+            _ => Err(Status::unimplemented(format!("no call `{}`", parts.uri.path()))),
+        }
     }
 
     async fn describe(
@@ -196,6 +226,21 @@ impl LoaderService {
         Arc::clone(&self.shared).build(order, position).await
     }
 
+    async fn send_batch(&self, tenant: &Arc<Tenant>, request: v1::GetBatchRequest) -> Result<Body, ServiceError> {
+        let admission = Arc::new(self.shared.admit(tenant)?);
+        let batch = self.find_batch(tenant, request).await?;
+        let tenant = Arc::clone(tenant);
+        let parts = tokio_stream::iter(encode_batch(&batch)).then(move |part| {
+            let (admission, tenant) = (Arc::clone(&admission), Arc::clone(&tenant));
+            async move {
+                let _held = admission;
+                tenant.spend(part.payload_bytes).await;
+                Ok(part)
+            }
+        });
+        Ok(BatchBody::of(Box::pin(parts)))
+    }
+
     async fn find_record(
         &self,
         tenant: &Tenant,
@@ -208,74 +253,53 @@ impl LoaderService {
     }
 }
 
-/// A batch as the messages it travels in.
-pub(crate) fn batch_parts(batch: &Batch) -> impl Iterator<Item = v1::BatchPart> + Send + use<> {
-    let header = std::iter::once(Part::Header(batch_header(batch)));
-    header.chain(batch_chunks(batch).map(Part::Chunk)).map(|part| v1::BatchPart { part: Some(part) })
+impl NamedService for LoaderService {
+    const NAME: &'static str = "vela.loader.v1.Loader";
 }
 
-type PartStream = Pin<Box<dyn Stream<Item = Result<v1::BatchPart, Status>> + Send>>;
+impl Service<http::Request<Body>> for LoaderService {
+    type Response = http::Response<Body>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
 
-#[tonic::async_trait]
-impl Loader for LoaderService {
-    type StreamBatchesStream = PartStream;
-    type GetBatchStream = PartStream;
-
-    async fn describe_dataset(
-        &self,
-        request: Request<v1::DescribeDatasetRequest>,
-    ) -> Result<Response<v1::DescribeDatasetResponse>, Status> {
-        let (tenant, request) = caller(request)?;
-        Ok(Response::new(counted(self.describe(&tenant, request).await)?))
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
     }
 
-    async fn stream_batches(
-        &self,
-        request: Request<Streaming<v1::StreamBatchesRequest>>,
-    ) -> Result<Response<PartStream>, Status> {
-        let (tenant, requests) = caller(request)?;
-        let parts = counted(Session::start(Arc::clone(&self.shared), tenant, requests).await)?;
-        Ok(Response::new(Box::pin(parts) as PartStream))
-    }
-
-    async fn lookup(&self, request: Request<v1::LookupRequest>) -> Result<Response<v1::LookupResponse>, Status> {
-        let (tenant, request) = caller(request)?;
-        Ok(Response::new(counted(self.find_record(&tenant, request).await)?))
-    }
-
-    async fn get_batch(&self, request: Request<v1::GetBatchRequest>) -> Result<Response<PartStream>, Status> {
-        let (tenant, request) = caller(request)?;
-        let admission = Arc::new(counted(self.shared.admit(&tenant))?);
-        let batch = counted(self.find_batch(&tenant, request).await)?;
-        let parts = tokio_stream::iter(batch_parts(&batch)).then(move |part| {
-            let (admission, tenant) = (Arc::clone(&admission), Arc::clone(&tenant));
-            async move {
-                let _held = admission;
-                tenant.spend(num_bytes(&part)).await;
-                Ok(part)
-            }
-        });
-        Ok(Response::new(Box::pin(parts) as PartStream))
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        let service = self.clone();
+        Box::pin(async move {
+            Ok(match service.answer(request).await {
+                Ok(body) => grpc_response(body),
+                Err(status) => status.into_http(),
+            })
+        })
     }
 }
 
-/// Who calls, as the interceptor found out.
-fn caller<T>(request: Request<T>) -> Result<(Arc<Tenant>, T), ServiceError> {
-    let unknown = || ServiceError::new(ErrorKind::Unauthenticated, "the caller was not asked who it is");
-    let tenant = request.extensions().get::<Arc<Tenant>>().map(Arc::clone).ok_or_else(unknown)?;
-    Ok((tenant, request.into_inner()))
+fn grpc_response(body: Body) -> http::Response<Body> {
+    let mut response = http::Response::new(body);
+    response.headers_mut().insert(http::header::CONTENT_TYPE, GRPC_CONTENT_TYPE);
+    response
+}
+
+/// The messages of a request.
+fn messages<M: Message + Default + Send + 'static>(body: Body) -> Streaming<M> {
+    Streaming::new_request(ProstCodec::<M, M>::default().decoder(), body, None, Some(MAX_REQUEST_BYTES))
+}
+
+/// The message of a request that has one.
+async fn message<M: Message + Default + Send + 'static>(body: Body) -> Result<M, Status> {
+    let mut messages = messages(body);
+    let first = messages.message().await?.ok_or_else(|| Status::invalid_argument("expected a message, found none"))?;
+    match messages.message().await? {
+        None => Ok(first),
+        Some(_) => Err(Status::invalid_argument("expected one message, found another after it")),
+    }
 }
 
 /// Counts a refusal by its kind.
 pub(crate) fn counted<T>(answer: Result<T, ServiceError>) -> Result<T, ServiceError> {
     answer
         .inspect_err(|error| metrics::counter!("vela_loader_refusals_total", "kind" => error.kind.name()).increment(1))
-}
-
-/// Payload bytes of a part.
-pub(crate) fn num_bytes(part: &v1::BatchPart) -> usize {
-    match &part.part {
-        Some(Part::Chunk(chunk)) => chunk.data.len(),
-        _ => 0,
-    }
 }

@@ -10,11 +10,11 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 use vela_dataset::{Partition, StepPlan};
 use vela_proto::v1::{self, stream_batches_request::Request};
-use vela_proto::{ErrorKind, ServiceError, WireError, decode_cursor};
+use vela_proto::{EncodedPart, ErrorKind, ServiceError, WireError, decode_cursor, encode_batch};
 use vela_types::{Batch, Position};
 
 use crate::error::to_service_error;
-use crate::service::{Admission, BatchOrder, Shared, batch_parts, num_bytes};
+use crate::service::{Admission, BatchOrder, Shared};
 use crate::tenants::Tenant;
 
 /// Parts between a session and the connection: enough to keep the connection busy while the next one is cut.
@@ -29,7 +29,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// How long a consumer has to take the last word of a stream that ends.
 const FAREWELL: Duration = Duration::from_secs(2);
 
-type Parts = mpsc::Sender<Result<v1::BatchPart, Status>>;
+type Parts = mpsc::Sender<Result<EncodedPart, Status>>;
 
 /// What the consumer asked for, checked.
 struct Opening {
@@ -55,7 +55,7 @@ impl Session {
         shared: Arc<Shared>,
         tenant: Arc<Tenant>,
         mut requests: Streaming<v1::StreamBatchesRequest>,
-    ) -> Result<ReceiverStream<Result<v1::BatchPart, Status>>, ServiceError> {
+    ) -> Result<ReceiverStream<Result<EncodedPart, Status>>, ServiceError> {
         let admission = shared.admit(&tenant)?;
         let open = first_request(&mut requests).await?;
         let credit = Arc::new(Credit::new());
@@ -113,8 +113,8 @@ impl Session {
     async fn send_batch(&self, batch: &Batch) -> bool {
         let totals = &self.shared.totals;
         let (mut waited, mut sent) = (Duration::ZERO, 0);
-        for part in batch_parts(batch) {
-            let num_bytes = num_bytes(&part);
+        for part in encode_batch(batch) {
+            let num_bytes = part.payload_bytes;
             let waiting = Instant::now();
             self.credit.spend(num_bytes).await;
             waited += waiting.elapsed();

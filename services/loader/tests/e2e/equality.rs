@@ -2,10 +2,12 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
+use prost::Message;
 use vela_client::RemoteSource;
 use vela_dataset::{Dataset, LocalSource, Partition};
 use vela_proto::v1::{self, loader_client::LoaderClient};
-use vela_proto::{Assembler, encode_position, encode_spec};
+use vela_proto::{PartReader, Received, encode_position, encode_spec};
 use vela_types::{Batch, BatchSource, Cursor};
 
 use crate::loader::LocalLoader;
@@ -82,14 +84,19 @@ fn a_batch_by_position_is_the_one_of_the_stream() {
     }
 }
 
+/// By the generated client, as a program in any other language would.
 async fn get_batch(url: &str, request: v1::GetBatchRequest) -> Vec<Batch> {
     let endpoint = tonic::transport::Endpoint::from_shared(url.to_owned()).expect("a url");
     let mut client = LoaderClient::new(endpoint.connect().await.expect("a connection"));
     let mut parts = client.get_batch(request).await.expect("an answer").into_inner();
-    let mut assembler = Assembler::new(1 << 30);
-    let mut batches = Vec::new();
+    let (mut reader, mut batches) = (PartReader::new(1 << 30), Vec::new());
     while let Some(part) = parts.message().await.expect("a part") {
-        batches.extend(assembler.push(part).expect("a good part"));
+        let message = part.encode_to_vec();
+        let prefix = [&[0], &(message.len() as u32).to_be_bytes()[..]].concat();
+        let mut bytes = Bytes::from([prefix, message].concat());
+        while let Some(received) = reader.read(&mut bytes).expect("a good part") {
+            batches.extend(if let Received::Batch(batch) = received { Some(batch) } else { None });
+        }
     }
     batches
 }

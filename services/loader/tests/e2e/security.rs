@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 use prost::Message;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use sha2::{Digest, Sha256};
-use tonic::codegen::http;
 use tonic::metadata::MetadataValue;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status};
@@ -125,7 +124,8 @@ fn every_call_asks_who_calls() {
             let channel = endpoint.connect().await.expect("a connection");
             empty_call(channel, call, Some(&known)).await
         });
-        assert_ne!(status.code(), Code::Unauthenticated, "{call}: {status:?}");
+        let answered = !matches!(status.code(), Code::Unauthenticated | Code::Unimplemented);
+        assert!(answered, "{call}: {status:?}");
     }
 }
 
