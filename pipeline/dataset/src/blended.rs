@@ -28,6 +28,14 @@ impl Weight {
         (millionths >= 1.0 && times <= Self::MAX).then_some(Self { millionths: millionths as u64 })
     }
 
+    /// How often one epoch holds a row, at most: a fraction begins and ends inside a pass.
+    pub(crate) fn most_copies(self) -> u64 {
+        match self.millionths.is_multiple_of(MILLION) {
+            true => self.millionths / MILLION,
+            false => self.millionths.div_ceil(MILLION) + 1,
+        }
+    }
+
     /// The nearest number to this many times `count`, at least 1 if that is.
     pub(crate) fn of(self, count: u64) -> u64 {
         let scaled = (u128::from(count) * u128::from(self.millionths) + u128::from(MILLION / 2)) / u128::from(MILLION);

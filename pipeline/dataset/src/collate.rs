@@ -80,29 +80,22 @@ pub(crate) struct Rows {
     samples: Vec<SampleSlot>,
 }
 
-/// Collates the slots of each row. A damaged local copy is fetched again once; after that, where `health` is kept, a damaged
-/// record turns into an empty slot and the rest is done again: rare, and the only way that extents stay a function of what
-/// is in the batch.
+/// Collates the slots of each row. Where `health` is kept, a damaged record turns into an empty slot and the rest is done again: rare, and
+/// the only way that extents stay a function of what is in the batch.
 pub(crate) fn collate(
     dataset: &Dataset,
     spec: &BatchSpec,
     mut rows: Vec<Vec<Slot>>,
     health: Option<&RecordHealth>,
 ) -> Result<Rows, DatasetError> {
-    let mut may_fetch = true;
     loop {
         let RowFault { row, slot, fault } = match collate_once(dataset, spec, &rows) {
             Ok(rows) => return Ok(rows),
             Err(refused) => refused,
         };
-        let Slot::Sample(index) = rows[row][slot] else { return Err(fault) };
-        if !fault.is_damage() {
+        let (Slot::Sample(index), Some(health), true) = (rows[row][slot], health, fault.is_damage()) else {
             return Err(fault);
-        }
-        if std::mem::take(&mut may_fetch) && dataset.fetch_again(index)? {
-            continue;
-        }
-        let Some(health) = health else { return Err(fault) };
+        };
         health.note_damaged(index, fault)?;
         rows[row][slot] = Slot::Damaged(index);
     }
@@ -311,12 +304,16 @@ impl RowWriter<'_> {
     fn write(&mut self, index: u64, buffer: &mut RowBuffer) -> Result<SampleDone, DatasetError> {
         let Self { dataset, spec, .. } = *self;
         let processor = &dataset.info().processor;
-        let (reader, row) = dataset.read_row(index, buffer)?;
-        check_lengths(dataset, index, buffer)?;
-        for home in &buffer.images {
-            let pixels = self.out.pixels.split_off_mut(..processor.image_shape.num_elements());
-            reader.copy_image(row, &buffer.id, home, pixels.expect("allocated for these images"))?;
-        }
+        let image_bytes = processor.image_shape.num_elements();
+        let pixels = self.out.pixels.split_off_mut(..dataset.lengths(index).num_images as usize * image_bytes);
+        let pixels = pixels.expect("allocated for these images");
+        dataset.read_with(index, |reader, row| {
+            reader.read_row(row, buffer)?;
+            check_lengths(dataset, index, buffer)?;
+            let mut outs = pixels.chunks_exact_mut(image_bytes);
+            let images = buffer.images.iter().zip(&mut outs);
+            Ok(images.map(|(home, out)| reader.copy_image(row, &buffer.id, home, out)).collect::<Result<(), _>>()?)
+        })?;
         let (start, end) = (self.end, self.end + expanded_length(&buffer.lengths(), spec) as usize);
         let columns = 4 * start..4 * end;
         let (ids, labels) = (&mut self.out.input_ids[columns.clone()], &mut self.out.labels[columns.clone()]);
@@ -343,12 +340,15 @@ impl RowWriter<'_> {
 /// Reads all of record `index` and finds what [`collate`] would find.
 pub(crate) fn probe(dataset: &Dataset, index: u64) -> Result<(), DatasetError> {
     ROW_BUFFER.with_borrow_mut(|buffer| {
-        let (reader, row) = dataset.read_row(index, buffer)?;
-        check_lengths(dataset, index, buffer)?;
-        for home in &buffer.images {
-            reader.image(row, &buffer.id, home)?;
-        }
-        Ok(())
+        dataset.read_with(index, |reader, row| {
+            reader.read_row(row, buffer)?;
+            check_lengths(dataset, index, buffer)?;
+            Ok(buffer
+                .images
+                .iter()
+                .map(|home| reader.image(row, &buffer.id, home).map(drop))
+                .collect::<Result<(), _>>()?)
+        })
     })
 }
 

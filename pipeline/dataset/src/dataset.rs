@@ -20,10 +20,12 @@ use crate::{Blend, DatasetError, Partition, StepPlan, spec_fingerprint};
 /// Largest micro-batch made unless [`Dataset::with_max_batch_bytes`] says otherwise: some 1,500 images of 336 x 336.
 pub const DEFAULT_MAX_BATCH_BYTES: u64 = 512 << 20;
 
-/// Epochs whose orders are kept: that of a trainer, its validation and one consumer ahead of them.
-const KEPT_EPOCHS: usize = 4;
-/// Specs whose rows are kept planned.
+/// Epochs whose orders are kept: those of several trainers with their validation.
+const KEPT_EPOCHS: usize = 16;
+/// Specs whose rows are kept planned though nobody streams them.
 const KEPT_PLANS: usize = 4;
+/// Steps whose labels are kept counted: where several trainers' ranks stand.
+const KEPT_STEPS: usize = 64;
 
 /// Open data. Cheap to share behind an `Arc`; every method may be called from many threads at once.
 ///
@@ -39,6 +41,8 @@ pub struct Dataset {
     pixel_pool: PixelPool,
     plans: Recent<Fingerprint, Vec<Arc<Units>>, KEPT_PLANS>,
     epochs: Recent<(Fingerprint, u64), EpochRows, KEPT_EPOCHS>,
+    /// Labels of whole steps: every micro-batch of every rank asks.
+    step_labels: Recent<(Fingerprint, u64, u64), u64, KEPT_STEPS>,
 }
 
 #[derive(Debug)]
@@ -92,7 +96,7 @@ impl Dataset {
         let mut first_index = 0;
         let mut parts = Vec::with_capacity(sets.len());
         for (set, weight) in sets {
-            profile.add(&set.profile, first_index);
+            profile.add(&set.profile, first_index, weight.most_copies());
             let num_records = set.num_records();
             parts.push(OpenPart { set, weight, first_index });
             first_index += num_records;
@@ -106,6 +110,7 @@ impl Dataset {
             pixel_pool: PixelPool::default(),
             plans: Recent::default(),
             epochs: Recent::default(),
+            step_labels: Recent::default(),
         })
     }
 
@@ -160,7 +165,7 @@ impl Dataset {
     pub fn provenance(&self, index: u64) -> Result<Provenance, DatasetError> {
         let (part, local) = self.locate(index)?;
         let (shard, row) = part.set.locate(local);
-        let Record { id, source, .. } = part.set.record(local)?;
+        let (id, source) = self.name_of(index)?;
         let file = part.set.manifest.shards[shard].file.clone();
         Ok(Provenance { shards: part.set.url().to_owned(), file, row, id, source })
     }
@@ -176,15 +181,18 @@ impl Dataset {
     /// # Errors
     /// If a sample fits no packed row.
     pub fn epoch(&self, spec: &BatchSpec, epoch: u64) -> Result<Arc<EpochRows>, DatasetError> {
-        let name = spec_fingerprint(spec);
-        self.epochs.get((name, epoch), || {
-            let units = self.units(spec)?;
-            let parts = self.parts.iter().zip(units.iter()).map(|(part, units)| Part {
+        let units = self.units(spec)?;
+        self.epoch_of(spec, &units, epoch)
+    }
+
+    fn epoch_of(&self, spec: &BatchSpec, units: &[Arc<Units>], epoch: u64) -> Result<Arc<EpochRows>, DatasetError> {
+        self.epochs.get((spec_fingerprint(spec), epoch), || {
+            let parts = self.parts.iter().zip(units).map(|(part, units)| Part {
                 units: Arc::clone(units),
                 fingerprint: &part.set.manifest.fingerprint,
                 first_index: part.first_index,
             });
-            Ok(EpochRows::new(spec, epoch, self.blend(&units), parts.collect()))
+            Ok(EpochRows::new(spec, epoch, self.blend(units), parts.collect()))
         })
     }
 
@@ -196,6 +204,15 @@ impl Dataset {
     /// How `partition` cuts this data's steps under `spec`. Refuses micro-batches that may take more than the byte limit,
     /// however the order falls: so nothing is allocated for a spec beyond it.
     pub fn plan(&self, spec: &BatchSpec, partition: Partition) -> Result<StepPlan, DatasetError> {
+        self.plan_rows(spec, partition).map(|(_, plan)| plan)
+    }
+
+    /// [`Dataset::plan`] with the rows that it cuts.
+    pub(crate) fn plan_rows(
+        &self,
+        spec: &BatchSpec,
+        partition: Partition,
+    ) -> Result<(Arc<Vec<Arc<Units>>>, StepPlan), DatasetError> {
         // The sizes first: rows are only planned for a spec that can be served.
         let plan = StepPlan::new(spec, partition, 0)?;
         let num_rows = plan.rows_per_micro();
@@ -205,7 +222,7 @@ impl Dataset {
             None => self.profile.longest(spec).map_or(1, |(_, length)| length.clamp(1, u64::from(spec.max_length))),
         };
         let num_samples = match spec.packing {
-            Some(_) => self.num_records().min(num_rows.saturating_mul(columns)).max(num_rows),
+            Some(_) => self.profile.num_samples().min(num_rows.saturating_mul(columns)).max(num_rows),
             None => num_rows,
         };
         let fullest = self.profile.most_images(num_samples);
@@ -213,13 +230,13 @@ impl Dataset {
             spec.packing.map_or(fullest, |packing| fullest.min(num_rows.saturating_mul(u64::from(packing.max_images))));
         let image_bytes = self.info.processor.image_shape.num_elements() as u64;
         let found = batch_bytes(num_rows, columns, num_samples, num_images, image_bytes);
-        match found <= self.max_batch_bytes {
-            true => StepPlan::new(spec, partition, self.rows_per_epoch(spec)?),
-            false => {
-                let limit = self.max_batch_bytes;
-                Err(DatasetError::TooLarge { num_rows, columns, num_images, limit, found })
-            }
+        if found > self.max_batch_bytes {
+            let limit = self.max_batch_bytes;
+            return Err(DatasetError::TooLarge { num_rows, columns, num_images, limit, found });
         }
+        let units = self.units(spec)?;
+        let plan = StepPlan::new(spec, partition, self.blend(&units).num_places())?;
+        Ok((units, plan))
     }
 
     /// Refuses a spec that some record of the data is too long for, by the longest record's name, from the lengths index
@@ -234,10 +251,10 @@ impl Dataset {
     /// The error for record `index`, which is longer than `spec` allows.
     pub(crate) fn too_long(&self, spec: &BatchSpec, index: u64) -> DatasetError {
         let lengths = self.lengths(index);
-        match self.record(index) {
+        match self.name_of(index) {
             Err(fault) => fault,
-            Ok(record) => DatasetError::TooLong {
-                id: record.id,
+            Ok((id, _)) => DatasetError::TooLong {
+                id,
                 index,
                 length: expanded_length(&lengths, spec),
                 num_images: lengths.num_images,
@@ -245,6 +262,15 @@ impl Dataset {
                 max_length: spec.max_length,
             },
         }
+    }
+
+    /// Id and source of record `index`, its pixels left alone.
+    fn name_of(&self, index: u64) -> Result<(String, String), DatasetError> {
+        self.read_with(index, |reader, row| {
+            let mut buffer = RowBuffer::default();
+            reader.read_row(row, &mut buffer)?;
+            Ok((buffer.id, buffer.source))
+        })
     }
 
     /// The start of this data's first epoch under `spec`.
@@ -255,25 +281,72 @@ impl Dataset {
     /// The first position after `cursor`; refuses a cursor of other data, another spec or past the end of an epoch.
     /// A cursor that stands right behind the last step of its epoch continues with the next epoch.
     pub fn position_of(&self, spec: &BatchSpec, cursor: &Cursor) -> Result<Position, DatasetError> {
+        let plan = StepPlan::new(spec, Partition::WHOLE, self.rows_per_epoch(spec)?)?;
+        self.check_cursor(spec, plan.steps_per_epoch(), cursor)
+    }
+
+    pub(crate) fn check_cursor(
+        &self,
+        spec: &BatchSpec,
+        steps_per_epoch: u64,
+        cursor: &Cursor,
+    ) -> Result<Position, DatasetError> {
         cursor.check(self.info.fingerprint, spec_fingerprint(spec))?;
-        let bound = StepPlan::new(spec, Partition::WHOLE, self.rows_per_epoch(spec)?)?.steps_per_epoch();
         match cursor.step {
-            step if step < bound => Ok(Position { epoch: cursor.epoch, step, micro: 0 }),
-            step if step == bound => Ok(Position { epoch: cursor.epoch.saturating_add(1), step: 0, micro: 0 }),
-            found => Err(DatasetError::Position { what: "cursor step", bound: bound + 1, found }),
+            step if step < steps_per_epoch => Ok(Position { epoch: cursor.epoch, step, micro: 0 }),
+            step if step == steps_per_epoch => {
+                Ok(Position { epoch: cursor.epoch.saturating_add(1), step: 0, micro: 0 })
+            }
+            found => Err(DatasetError::Position { what: "cursor step", bound: steps_per_epoch + 1, found }),
         }
     }
 
-    /// Makes the micro-batch at `position` of `partition`'s share. Equal arguments give equal batches, always.
+    /// Makes the micro-batch at `position` of `partition`'s share. Who wants more than one asks a [`crate::Share`].
     pub fn batch(&self, spec: &BatchSpec, partition: Partition, position: Position) -> Result<Batch, DatasetError> {
-        let plan = self.plan(spec, partition)?;
+        let (units, plan) = self.plan_rows(spec, partition)?;
+        self.make_batch(spec, &units, &plan, position)
+    }
+
+    pub(crate) fn make_batch(
+        &self,
+        spec: &BatchSpec,
+        units: &[Arc<Units>],
+        plan: &StepPlan,
+        position: Position,
+    ) -> Result<Batch, DatasetError> {
         let micro = plan.micro_rows(position)?;
-        let epoch = self.epoch(spec, position.epoch)?;
+        let epoch = self.epoch_of(spec, units, position.epoch)?;
         let slots = micro.places.map(|place| self.slots(&epoch, place));
         let masked = (0..micro.num_masked).map(|_| vec![Slot::Padding]);
         let rows = collate(self, spec, slots.chain(masked).collect(), self.health.as_ref())?;
-        let step_label_tokens = self.step_label_tokens(&plan, &epoch, position.step)?;
-        rows.into_batch(position, plan.num_micro(), step_label_tokens)
+        let step = (spec_fingerprint(spec), position.epoch, position.step);
+        let labels = self.step_labels.get(step, || self.step_label_tokens(plan, &epoch, position.step))?;
+        rows.into_batch(position, plan.num_micro(), *labels)
+    }
+
+    /// Part and shard of each sample of the micro-batch at `position`.
+    pub(crate) fn shards_of(
+        &self,
+        spec: &BatchSpec,
+        units: &[Arc<Units>],
+        plan: &StepPlan,
+        position: Position,
+    ) -> Result<Vec<(usize, usize)>, DatasetError> {
+        let micro = plan.micro_rows(position)?;
+        let epoch = self.epoch_of(spec, units, position.epoch)?;
+        let shard_of = |index: u64| {
+            let number = self.part_number(index);
+            (number, self.parts[number].set.locate(index - self.parts[number].first_index).0)
+        };
+        Ok(micro.places.filter_map(|place| epoch.samples_at(place)).flatten().map(shard_of).collect())
+    }
+
+    pub(crate) fn open_shard(&self, part: usize, shard: usize) -> Result<(), DatasetError> {
+        self.parts[part].set.open_shard(shard)
+    }
+
+    pub(crate) fn is_open(&self, part: usize, shard: usize) -> bool {
+        self.parts[part].set.is_open(shard)
     }
 
     /// What stands in the row at `place`.
@@ -314,16 +387,14 @@ impl Dataset {
         Blend::new(turns.collect())
     }
 
-    /// Reads the small fields of record `index` into `buffer` and gives the reader and row to copy its images from.
-    pub(crate) fn read_row(&self, index: u64, buffer: &mut RowBuffer) -> Result<(Arc<ShardReader>, u64), DatasetError> {
+    /// Lets `read` have the shard of record `index` and its row there; once more where a damaged copy was fetched again.
+    pub(crate) fn read_with<T>(
+        &self,
+        index: u64,
+        read: impl FnMut(&Arc<ShardReader>, u64) -> Result<T, DatasetError>,
+    ) -> Result<T, DatasetError> {
         let (part, index) = self.locate(index)?;
-        part.set.read_row(index, buffer)
-    }
-
-    /// Asks for the shard of record `index` anew, if what is here is a copy.
-    pub(crate) fn fetch_again(&self, index: u64) -> Result<bool, DatasetError> {
-        let (part, index) = self.locate(index)?;
-        part.set.fetch_again(index)
+        part.set.read_with(index, read)
     }
 
     /// A buffer for a batch's pixels, with unspecified content.
@@ -341,6 +412,10 @@ impl Dataset {
     }
 
     fn part_of(&self, index: u64) -> &OpenPart {
-        &self.parts[self.parts.partition_point(|part| part.first_index <= index) - 1]
+        &self.parts[self.part_number(index)]
+    }
+
+    fn part_number(&self, index: u64) -> usize {
+        self.parts.partition_point(|part| part.first_index <= index) - 1
     }
 }

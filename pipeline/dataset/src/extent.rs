@@ -13,6 +13,7 @@ pub(crate) struct LengthProfile {
 
 #[derive(Debug)]
 struct Group {
+    /// Each counted as often as an epoch may hold it.
     num_records: u64,
     longest: u64,
     num_tokens: u32,
@@ -38,13 +39,13 @@ impl LengthProfile {
         profile
     }
 
-    /// Takes in the records of another set, whose first one has the index `first_index` here.
-    pub(crate) fn add(&mut self, other: &Self, first_index: u64) {
+    /// Takes in the records of another set, whose first one has the index `first_index` here; an epoch holds each at most `copies` times.
+    pub(crate) fn add(&mut self, other: &Self, first_index: u64, copies: u64) {
         for (&num_images, group) in &other.groups {
             let Group { num_records, longest, num_tokens } = *group;
             let longest = first_index + longest;
             let known = self.groups.entry(num_images).or_insert(Group { num_records: 0, longest, num_tokens });
-            known.num_records += num_records;
+            known.num_records += num_records * copies;
             if num_tokens > known.num_tokens {
                 (known.longest, known.num_tokens) = (longest, num_tokens);
             }
@@ -60,7 +61,12 @@ impl LengthProfile {
         self.groups.iter().map(expanded).max_by_key(|&(_, length)| length)
     }
 
-    /// Images of the `num_rows` records that have the most.
+    /// The samples of an epoch, at most.
+    pub(crate) fn num_samples(&self) -> u64 {
+        self.groups.values().map(|group| group.num_records).sum()
+    }
+
+    /// Images of the `num_rows` samples that have the most.
     pub(crate) fn most_images(&self, num_rows: u64) -> u64 {
         let mut rows_left = num_rows;
         let mut num_images = 0;

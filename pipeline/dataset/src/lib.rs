@@ -13,12 +13,14 @@ mod error;
 mod extent;
 mod health;
 mod local;
+mod open_shards;
 mod order;
 mod partition;
 mod pixel_pool;
 mod prefetch;
 mod recent;
 mod shard_set;
+mod share;
 mod units;
 mod windows;
 
@@ -32,5 +34,6 @@ pub use local::LocalSource;
 pub use order::EpochOrder;
 pub use partition::{MicroRows, Partition, StepPlan, spec_fingerprint};
 pub use prefetch::PrefetchStats;
+pub use share::Share;
 // Plans are pure functions of lengths, so they stand with the plain data; this crate is where they are asked for.
 pub use vela_types::{PackFault, PackItem, PackLimits, PackPlan};

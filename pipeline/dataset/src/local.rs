@@ -6,7 +6,7 @@ use std::thread::{Builder, JoinHandle};
 use vela_types::{Batch, BatchSource, BatchSpec, Cursor, DatasetInfo, Position, SourceError};
 
 use crate::prefetch::{PrefetchQueue, PrefetchStats};
-use crate::{Dataset, DatasetError, Partition, StepPlan};
+use crate::{Dataset, DatasetError, Partition, Share};
 
 /// Streams one rank's micro-batches out of a [`Dataset`], from the start of the data until told to [`BatchSource::seek`].
 ///
@@ -15,10 +15,7 @@ use crate::{Dataset, DatasetError, Partition, StepPlan};
 /// same position again.
 #[derive(Debug)]
 pub struct LocalSource {
-    dataset: Arc<Dataset>,
-    spec: BatchSpec,
-    partition: Partition,
-    plan: StepPlan,
+    share: Share,
     prefetch_bytes: usize,
     /// Position of the next batch to be given out.
     next: Position,
@@ -34,10 +31,9 @@ impl LocalSource {
         partition: Partition,
         prefetch_bytes: usize,
     ) -> Result<Self, DatasetError> {
-        let plan = dataset.plan(&spec, partition)?;
-        dataset.check_lengths(&spec)?;
+        let share = Share::new(dataset, spec, partition)?;
         let next = Position { epoch: 0, step: 0, micro: 0 };
-        Ok(Self { dataset, spec, partition, plan, prefetch_bytes, next, worker: None })
+        Ok(Self { share, prefetch_bytes, next, worker: None })
     }
 
     /// How far ahead the worker is and who waited, since the last seek.
@@ -48,7 +44,7 @@ impl LocalSource {
     /// The cursor that continues with the next batch; meaningful between steps.
     pub fn cursor(&self) -> Cursor {
         let Position { epoch, step, .. } = self.next;
-        Cursor { epoch, step, ..self.dataset.start_cursor(&self.spec) }
+        Cursor { epoch, step, ..self.start_cursor() }
     }
 
     fn worker(&mut self) -> Result<&Worker, DatasetError> {
@@ -61,18 +57,17 @@ impl LocalSource {
 
     fn start_worker(&self) -> Result<Worker, DatasetError> {
         let queue = Arc::new(PrefetchQueue::new(self.prefetch_bytes));
-        let (dataset, output) = (Arc::clone(&self.dataset), Arc::clone(&queue));
-        let (spec, partition, plan, mut position) = (self.spec.clone(), self.partition, self.plan, self.next);
+        let (share, output, mut position) = (self.share.clone(), Arc::clone(&queue), self.next);
         let produce = move || {
             // A consumer that waits must see the end of a worker that panicked.
             let output = CloseOnDrop(output);
             loop {
-                let batch = dataset.batch(&spec, partition, position);
+                let batch = share.open_shards(position).and_then(|()| share.batch(position));
                 let is_last = batch.is_err();
                 if !output.0.push(batch) || is_last {
                     return;
                 }
-                position = plan.after(position);
+                position = share.plan().after(position);
             }
         };
         let thread = Builder::new().name("vela-prefetch".to_owned()).spawn(produce).map_err(DatasetError::Thread)?;
@@ -82,28 +77,28 @@ impl LocalSource {
 
 impl BatchSource for LocalSource {
     fn info(&self) -> &DatasetInfo {
-        self.dataset.info()
+        self.share.dataset().info()
     }
 
     fn seek(&mut self, cursor: &Cursor) -> Result<(), SourceError> {
-        self.next = self.dataset.position_of(&self.spec, cursor)?;
+        self.next = self.share.position_of(cursor)?;
         self.worker = None;
         Ok(())
     }
 
     fn start_cursor(&self) -> Cursor {
-        self.dataset.start_cursor(&self.spec)
+        self.share.dataset().start_cursor(self.share.spec())
     }
 
     fn steps_per_epoch(&self) -> u64 {
-        self.plan.steps_per_epoch()
+        self.share.plan().steps_per_epoch()
     }
 
     fn next_batch(&mut self) -> Result<Batch, SourceError> {
         let batch = self.worker()?.queue.pop().unwrap_or(Err(DatasetError::WorkerLost));
         match batch {
             Ok(batch) => {
-                self.next = self.plan.after(batch.position);
+                self.next = self.share.plan().after(batch.position);
                 Ok(batch)
             }
             Err(fault) => {

@@ -1,13 +1,14 @@
 //! One shard set with random access to its records.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 
-use vela_shard::{LengthsIndex, Manifest, RowBuffer, ShardError, ShardReader, Store};
+use vela_shard::{LengthsIndex, Manifest, ShardError, ShardReader, Store};
 use vela_types::{Record, RecordLengths};
 
 use crate::DatasetError;
 use crate::extent::LengthProfile;
+use crate::open_shards::ShardSlot;
 
 /// An open shard set. Records are named by their index in the manifest's order.
 #[derive(Debug)]
@@ -19,8 +20,7 @@ pub(crate) struct ShardSet {
     pub(crate) profile: LengthProfile,
     /// Rows before each shard.
     pub(crate) first_rows: Vec<u64>,
-    /// Opened when a record of theirs is first read, and again when a local copy turned out damaged.
-    readers: Vec<RwLock<Option<Arc<ShardReader>>>>,
+    slots: Vec<Arc<ShardSlot>>,
 }
 
 impl ShardSet {
@@ -39,9 +39,9 @@ impl ShardSet {
             first_rows.push(rows);
             rows += shard.rows;
         }
-        let readers = manifest.shards.iter().map(|_| RwLock::default()).collect();
+        let slots = manifest.shards.iter().map(|_| ShardSlot::new(store.maps_copies())).collect();
         let profile = LengthProfile::new(&lengths);
-        Ok(Self { url: url.to_owned(), store, manifest, lengths, profile, first_rows, readers })
+        Ok(Self { url: url.to_owned(), store, manifest, lengths, profile, first_rows, slots })
     }
 
     pub(crate) fn url(&self) -> &str {
@@ -59,23 +59,34 @@ impl ShardSet {
 
     /// Reads record `index`; pixels are slices of the mapped shard.
     pub(crate) fn record(&self, index: u64) -> Result<Record, DatasetError> {
-        self.with_reader(index, |reader, row| reader.read(row))
+        self.read_with(index, |reader, row| Ok(reader.read(row)?))
     }
 
-    /// Reads the small fields of record `index` into `buffer` and gives the reader and row to copy its images from.
-    pub(crate) fn read_row(&self, index: u64, buffer: &mut RowBuffer) -> Result<(Arc<ShardReader>, u64), DatasetError> {
-        self.with_reader(index, |reader, row| reader.read_row(row, buffer).map(|()| (Arc::clone(reader), row)))
-    }
-
-    /// Gives the shard of record `index` back to its store if that holds a local copy of it: the next read fetches it
-    /// again. False if there is no other copy to hope for.
-    pub(crate) fn fetch_again(&self, index: u64) -> Result<bool, DatasetError> {
-        let (shard, _) = self.locate(index);
-        let has_dropped = self.store.drop_copy(&self.manifest.shards[shard].file_entry())?;
-        if has_dropped {
-            *self.readers[shard].write().unwrap_or_else(PoisonError::into_inner) = None;
+    /// Lets `read` have the shard of record `index` and its row there. Where that finds damage in a local copy, another copy is fetched and
+    /// `read` called again: only then does the damage count.
+    pub(crate) fn read_with<T>(
+        &self,
+        index: u64,
+        mut read: impl FnMut(&Arc<ShardReader>, u64) -> Result<T, DatasetError>,
+    ) -> Result<T, DatasetError> {
+        let (shard, row) = self.locate(index);
+        let reader = self.reader(shard)?;
+        match read(&reader, row) {
+            Err(fault) if fault.is_damage() => match self.replace(shard, &reader)? {
+                Some(fresh) => read(&fresh, row),
+                None => Err(fault),
+            },
+            outcome => outcome,
         }
-        Ok(has_dropped)
+    }
+
+    /// Opens shard `shard`; a remote one is fetched.
+    pub(crate) fn open_shard(&self, shard: usize) -> Result<(), DatasetError> {
+        self.reader(shard).map(drop)
+    }
+
+    pub(crate) fn is_open(&self, shard: usize) -> bool {
+        self.slots[shard].is_open()
     }
 
     /// Compares every byte of every shard with the manifest.
@@ -92,28 +103,16 @@ impl ShardSet {
         (shard, index - self.first_rows[shard])
     }
 
-    /// Lets `read` have record `index`; a damaged local copy is fetched once more before its damage counts.
-    fn with_reader<T>(
-        &self,
-        index: u64,
-        mut read: impl FnMut(&Arc<ShardReader>, u64) -> Result<T, ShardError>,
-    ) -> Result<T, DatasetError> {
-        let (shard, row) = self.locate(index);
-        match read(&self.reader(shard)?, row) {
-            Err(fault) if fault.is_damage() && self.fetch_again(index)? => Ok(read(&self.reader(shard)?, row)?),
-            outcome => Ok(outcome?),
-        }
+    fn reader(&self, shard: usize) -> Result<Arc<ShardReader>, DatasetError> {
+        self.slots[shard].reader(|| self.open_reader(shard))
     }
 
-    fn reader(&self, shard: usize) -> Result<Arc<ShardReader>, DatasetError> {
-        let slot = &self.readers[shard];
-        if let Some(reader) = slot.read().unwrap_or_else(PoisonError::into_inner).as_ref() {
-            return Ok(Arc::clone(reader));
-        }
-        let mut slot = slot.write().unwrap_or_else(PoisonError::into_inner);
-        if let Some(reader) = slot.as_ref() {
-            return Ok(Arc::clone(reader));
-        }
+    fn replace(&self, shard: usize, faulty: &Arc<ShardReader>) -> Result<Option<Arc<ShardReader>>, DatasetError> {
+        let drop_copy = || Ok(self.store.drop_copy(&self.manifest.shards[shard].file_entry())?);
+        self.slots[shard].replace(faulty, drop_copy, || self.open_reader(shard))
+    }
+
+    fn open_reader(&self, shard: usize) -> Result<ShardReader, DatasetError> {
         let reader = ShardReader::open(self.store.as_ref(), &self.manifest.shards[shard])?;
         let expected = self.manifest.info().processor.image_shape;
         if reader.image_shape() != expected {
@@ -124,7 +123,7 @@ impl ShardSet {
                 found: format!("{:?}", reader.image_shape()),
             }));
         }
-        Ok(Arc::clone(slot.insert(Arc::new(reader))))
+        Ok(reader)
     }
 }
 

@@ -4,6 +4,7 @@
 //! not change, and any place of any epoch can be looked up.
 
 use rayon::prelude::*;
+use vela_shard::RowBuffer;
 use vela_types::{BatchSpec, Fingerprint, PackFault, PackItem, PackLimits};
 
 use crate::extent::expanded_length;
@@ -172,8 +173,13 @@ fn pack_places(
 fn named(set: &ShardSet, indices: &[u64], fault: PackFault) -> DatasetError {
     let PackFault::Unpackable { place, item, limits } = fault else { return fault.into() };
     let index = indices[place as usize];
-    match set.record(index) {
+    let id = set.read_with(index, |reader, row| {
+        let mut buffer = RowBuffer::default();
+        reader.read_row(row, &mut buffer)?;
+        Ok(buffer.id)
+    });
+    match id {
         Err(fault) => fault,
-        Ok(record) => DatasetError::Unpackable { id: record.id, index, item, limits },
+        Ok(id) => DatasetError::Unpackable { id, index, item, limits },
     }
 }

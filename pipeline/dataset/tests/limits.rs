@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use fixture::{SHAPE, record, records, settings, write_set};
 use proptest::prelude::*;
-use vela_dataset::{DEFAULT_MAX_BATCH_BYTES, Dataset, DatasetError, LocalSource, Partition};
-use vela_types::{BatchSpec, Position};
+use vela_dataset::{BlendPart, DEFAULT_MAX_BATCH_BYTES, Dataset, DatasetError, LocalSource, Partition, Weight};
+use vela_types::{BatchSpec, PackingSpec, Position};
 
 const NUM_RECORDS: u64 = 11;
 const START: Position = Position { epoch: 0, step: 0, micro: 0 };
@@ -79,18 +79,23 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
     #[test]
     fn no_batch_is_larger_than_what_was_announced(
-        global_batch in 1u32..14, micro_batch in 1u32..14, image_tokens in 1u32..5, shuffle: bool, seed: u64,
+        global_batch in 1u32..40, micro_batch in 1u32..40, image_tokens in 1u32..5, shuffle: bool, seed: u64,
+        weight in prop::sample::select(vec![0.4, 1.0, 2.5, 3.0]), packed: bool,
     ) {
-        let spec = BatchSpec { global_batch, micro_batch, image_tokens, shuffle, seed, ..SPEC };
-        let (folder, dataset) = dataset();
-        let open = || Dataset::open(folder.path().to_str().expect("a UTF-8 path")).expect("a good set");
+        let packing = packed.then_some(PackingSpec { max_images: 8, window: 7 });
+        let spec = BatchSpec { global_batch, micro_batch, image_tokens, shuffle, seed, packing, ..SPEC };
+        let (folder, _) = dataset();
+        let weight = Weight::new(weight).expect("a good weight");
+        let part = BlendPart { shards: folder.path().to_str().expect("a UTF-8 path").to_owned(), weight };
+        let open = || Dataset::open_blend(std::slice::from_ref(&part)).expect("a good set");
+        let dataset = open();
         let plan = dataset.plan(&spec, Partition::WHOLE).expect("small");
         let fault = open().with_max_batch_bytes(0).plan(&spec, Partition::WHOLE).expect_err("nothing fits");
         let DatasetError::TooLarge { found, .. } = fault else { panic!("{fault}") };
         prop_assert!(open().with_max_batch_bytes(found).plan(&spec, Partition::WHOLE).is_ok());
         prop_assert!(open().with_max_batch_bytes(found - 1).plan(&spec, Partition::WHOLE).is_err());
         let mut position = START;
-        while position.epoch == 0 {
+        while position.epoch < 2 {
             let batch = dataset.batch(&spec, Partition::WHOLE, position).expect("a batch");
             prop_assert!(batch.num_bytes() as u64 <= found, "{} of {found}", batch.num_bytes());
             position = plan.after(position);

@@ -33,6 +33,11 @@ pub trait Store: Send + Sync + Debug {
         self.read(&file.file)
     }
 
+    /// Whether [`Store::map`] holds an open file of a cache for as long as the bytes live.
+    fn maps_copies(&self) -> bool {
+        false
+    }
+
     /// Drops the local copy of a file that turned out damaged, so that the next [`Store::map`] fetches it again. False
     /// if there was none: then the file itself is damaged.
     fn drop_copy(&self, _file: &FileEntry) -> Result<bool, ShardError> {

@@ -1,19 +1,26 @@
-//! How fast one consumer gets micro-batches from a loader on this machine, over loopback and in process.
+//! How fast one consumer gets micro-batches from a loader on this machine: in process, over loopback from a `loader` process, the same
+//! encrypted, and what bare TCP carries of the same bytes.
 //!
-//! `loader_throughput [--shards URL] [--seconds S] [--side PIXELS] [--micro-batch N]` prints one JSON object. Without
-//! `--shards` it makes 512 samples of random pixels and some 512 tokens.
+//! `loader_throughput [--shards URL] [--seconds S] [--side PIXELS] [--micro-batch N]` prints one JSON object; CPU seconds per gigabyte are told for
+//! each process apart. Without `--shards` it makes 512 samples of random pixels and some 512 tokens. The binary `loader` is taken from the
+//! folder above the example's own.
 
 use std::error::Error;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use vela_client::RemoteSource;
+use vela_client::{ClientOptions, RemoteSource, TlsOptions};
 use vela_dataset::{Dataset, LocalSource, Partition};
-use vela_loader::{ServeConfig, serve};
 use vela_runtime::clap::{self, Parser};
-use vela_runtime::{ByteSize, CommandError, Outcome, Shutdown, run_command};
+use vela_runtime::{ByteSize, CommandError, Outcome, run_command};
 use vela_types::{BatchSource, BatchSpec};
+
+type Failure = Box<dyn Error + Send + Sync>;
 
 #[path = "../tests/e2e/shards.rs"]
 #[expect(dead_code, reason = "shared with the tests")]
@@ -46,7 +53,7 @@ fn main() -> std::process::ExitCode {
     })
 }
 
-fn measure(args: &Args) -> Result<Value, Box<dyn Error + Send + Sync>> {
+fn measure(args: &Args) -> Result<Value, Failure> {
     let folder = tempfile::tempdir()?;
     let url = args.shards.clone().unwrap_or_else(|| folder.path().display().to_string());
     if args.shards.is_none() {
@@ -67,19 +74,112 @@ fn measure(args: &Args) -> Result<Value, Box<dyn Error + Send + Sync>> {
     let prefetch_bytes = args.prefetch.0 as usize;
     let dataset = Arc::new(Dataset::open(&url)?);
     let mut local = LocalSource::new(dataset, spec.clone(), Partition::WHOLE, prefetch_bytes)?;
-    let in_process = drain(&mut local, args.seconds)?;
+    let in_process = drain(&mut local, args.seconds, None)?;
+    let batch_bytes = local.next_batch()?.num_bytes();
     drop(local);
-    let runtime = tokio::runtime::Runtime::new()?;
-    let loader = runtime.block_on(serve(ServeConfig::new(&url, ([127, 0, 0, 1], 0).into()), Shutdown::new()))?;
-    let mut remote = RemoteSource::connect(&format!("http://{}", loader.addr), spec, 0, 1, prefetch_bytes)?;
-    let over_grpc = drain(&mut remote, args.seconds)?;
-    Ok(json!({ "side": args.side, "micro_batch": micro_batch, "in_process": in_process, "grpc": over_grpc }))
+    let plain = Server::start(&url, None)?;
+    let options = ClientOptions { prefetch_bytes, ..ClientOptions::default() };
+    let over_grpc = plain.drain(&spec, options.clone(), args.seconds)?;
+    drop(plain);
+    let keys = Keys::new(folder.path())?;
+    let secret = Server::start(&url, Some(&keys))?;
+    let tls = TlsOptions { authorities: Some(keys.authority.clone()), identity: None };
+    let over_tls = secret.drain(&spec, ClientOptions { tls, ..options }, args.seconds)?;
+    drop(secret);
+    let raw_tcp = raw_tcp(batch_bytes, args.seconds)?;
+    Ok(json!({
+        "side": args.side, "micro_batch": micro_batch, "in_process": in_process, "grpc": over_grpc, "tls": over_tls, "raw_tcp": raw_tcp,
+    }))
 }
 
-/// Takes batches for `seconds` after one second of warm-up.
-fn drain(source: &mut dyn BatchSource, seconds: f64) -> Result<Value, Box<dyn Error + Send + Sync>> {
+/// A certificate for `localhost` and its authority.
+struct Keys {
+    certificate: PathBuf,
+    key: PathBuf,
+    authority: String,
+}
+
+impl Keys {
+    fn new(folder: &Path) -> Result<Self, Failure> {
+        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()])?;
+        let (certificate, key) = (folder.join("bench.pem"), folder.join("bench.key"));
+        std::fs::write(&certificate, made.cert.pem())?;
+        std::fs::write(&key, made.signing_key.serialize_pem())?;
+        Ok(Self { certificate, key, authority: made.cert.pem() })
+    }
+}
+
+/// A `loader` process, ended when this is dropped.
+struct Server {
+    process: Child,
+    url: String,
+}
+
+impl Server {
+    fn start(shards: &str, keys: Option<&Keys>) -> Result<Self, Failure> {
+        let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+        let binary = std::env::current_exe()?.with_file_name("../loader");
+        let mut command = Command::new(binary);
+        command.args(["serve", "--shards", shards, "--listen", &format!("127.0.0.1:{port}")]).stderr(Stdio::null());
+        if let Some(Keys { certificate, key, .. }) = keys {
+            command.arg("--tls-cert").arg(certificate).arg("--tls-key").arg(key);
+        }
+        let process = command.spawn()?;
+        let scheme = if keys.is_some() { "https" } else { "http" };
+        Ok(Self { process, url: format!("{scheme}://localhost:{port}") })
+    }
+
+    fn drain(&self, spec: &BatchSpec, options: ClientOptions, seconds: f64) -> Result<Value, Failure> {
+        for _ in 0..100 {
+            if let Ok(mut remote) = RemoteSource::connect_with(&self.url, spec.clone(), 0, 1, options.clone()) {
+                return drain(&mut remote, seconds, Some(self.process.id()));
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        Err(format!("no loader came up at {}", self.url).into())
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // It may have ended by itself, which the measurement has told.
+        let _ = (self.process.kill(), self.process.wait());
+    }
+}
+
+/// Batches of `batch_bytes` from one thread to another over one loopback connection, written 1 MiB at a time.
+fn raw_tcp(batch_bytes: usize, seconds: f64) -> Result<Value, Failure> {
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let address = listener.local_addr()?;
+    let sender = std::thread::spawn(move || -> std::io::Result<()> {
+        let (mut socket, _) = listener.accept()?;
+        socket.set_nodelay(true)?;
+        let batch = vec![7; batch_bytes];
+        loop {
+            batch.chunks(1 << 20).try_for_each(|part| socket.write_all(part))?;
+        }
+    });
+    let mut socket = TcpStream::connect(address)?;
+    let mut batch = vec![0; batch_bytes];
+    let (started, cpu) = (Instant::now(), cpu_seconds("self"));
+    let mut gigabytes = 0.0;
+    while started.elapsed().as_secs_f64() < seconds {
+        socket.read_exact(&mut batch)?;
+        gigabytes += batch_bytes as f64 / 1e9;
+    }
+    let (elapsed, cpu) = (started.elapsed().as_secs_f64(), cpu_seconds("self") - cpu);
+    drop(socket);
+    let ended = sender.join().map_err(|_| "the sender panicked")?;
+    assert!(ended.is_err(), "the sender ends with its connection");
+    Ok(json!({ "gigabytes_per_second": gigabytes / elapsed, "cpu_seconds_per_gigabyte": cpu / gigabytes }))
+}
+
+/// Takes batches for `seconds` after one second of warm-up. `server`: the process that makes them, if it is another.
+fn drain(source: &mut dyn BatchSource, seconds: f64, server: Option<u32>) -> Result<Value, Failure> {
     take_for(source, Duration::from_secs(1))?;
-    let cpu = cpu_seconds();
+    let server = server.map(|id| id.to_string());
+    let cpu_of_server = || server.as_deref().map_or(0.0, cpu_seconds);
+    let (cpu, cpu_there) = (cpu_seconds("self"), cpu_of_server());
     let started = Instant::now();
     let (samples, bytes) = take_for(source, Duration::from_secs_f64(seconds))?;
     let elapsed = started.elapsed().as_secs_f64();
@@ -87,11 +187,12 @@ fn drain(source: &mut dyn BatchSource, seconds: f64) -> Result<Value, Box<dyn Er
     Ok(json!({
         "samples_per_second": samples as f64 / elapsed,
         "gigabytes_per_second": gigabytes / elapsed,
-        "cpu_seconds_per_gigabyte": (cpu_seconds() - cpu) / gigabytes,
+        "cpu_seconds_per_gigabyte": (cpu_seconds("self") - cpu) / gigabytes,
+        "server_cpu_seconds_per_gigabyte": (cpu_of_server() - cpu_there) / gigabytes,
     }))
 }
 
-fn take_for(source: &mut dyn BatchSource, period: Duration) -> Result<(u64, usize), Box<dyn Error + Send + Sync>> {
+fn take_for(source: &mut dyn BatchSource, period: Duration) -> Result<(u64, usize), Failure> {
     let started = Instant::now();
     let (mut samples, mut bytes) = (0, 0);
     while started.elapsed() < period {
@@ -102,9 +203,9 @@ fn take_for(source: &mut dyn BatchSource, period: Duration) -> Result<(u64, usiz
     Ok((samples, bytes))
 }
 
-/// User and system time of this process so far, from Linux's `/proc` in its hundredths of a second; 0 elsewhere.
-fn cpu_seconds() -> f64 {
-    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+/// User and system time of a process so far, from Linux's `/proc` in its hundredths of a second; 0 elsewhere.
+fn cpu_seconds(process: &str) -> f64 {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
     let after_name = stat.rsplit(')').next().unwrap_or_default();
     let ticks: f64 = after_name.split_whitespace().skip(11).take(2).filter_map(|field| field.parse::<f64>().ok()).sum();
     ticks / 100.0

@@ -193,6 +193,10 @@ impl Store for RemoteStore {
         }
     }
 
+    fn maps_copies(&self) -> bool {
+        true
+    }
+
     fn drop_copy(&self, file: &FileEntry) -> Result<bool, ShardError> {
         self.cache.remove(file)
     }

@@ -6,6 +6,9 @@ use super::{PackItem, PackLimits};
 /// Combinations looked at per row. More of them take longer and bring little: the early rows get fuller, the late ones emptier.
 const MAX_COMBINATIONS: usize = 25;
 
+/// Entries of the table of lengths per item, at most.
+const TABLE_PER_ITEM: usize = 16;
+
 /// Rows of indices into `items`; each item must fit a row by itself.
 pub(super) fn exact_fit(limits: PackLimits, items: &[PackItem]) -> Vec<Vec<u32>> {
     let mut stock = Stock::new(items);
@@ -39,7 +42,7 @@ struct Stock<'a> {
     order: Vec<u32>,
     /// The different lengths, ascending; a rank is an index into them.
     lengths: Vec<u32>,
-    /// For each length up to the longest, the ranks that are no longer.
+    /// For each length up to the longest, the ranks that are no longer; empty where lengths are few and far between.
     ranks_to: Vec<u32>,
     /// Where the items of a rank begin in `order`.
     starts: Vec<u32>,
@@ -70,17 +73,16 @@ impl<'a> Stock<'a> {
         if let Some(last) = present.last_mut().filter(|_| !lengths.len().is_multiple_of(64)) {
             *last = (1 << (lengths.len() % 64)) - 1;
         }
-        let mut ranks_to = Vec::with_capacity(lengths.last().map_or(0, |&longest| longest as usize + 1));
-        for (rank, &length) in lengths.iter().enumerate() {
-            ranks_to.resize(length as usize, rank as u32);
-            ranks_to.push(rank as u32 + 1);
-        }
+        let ranks_to = rank_table(&lengths, items.len());
         Self { items, order, lengths, ranks_to, starts, left, present }
     }
 
     /// How many ranks have at most `tokens`.
     fn num_ranks_to(&self, tokens: u32) -> usize {
-        self.ranks_to.get(tokens as usize).map_or(self.lengths.len(), |&ranks| ranks as usize)
+        match self.ranks_to.is_empty() {
+            true => self.lengths.partition_point(|&length| length <= tokens),
+            false => self.ranks_to.get(tokens as usize).map_or(self.lengths.len(), |&ranks| ranks as usize),
+        }
     }
 
     /// The highest rank below `end` that has items left.
@@ -125,6 +127,21 @@ impl<'a> Stock<'a> {
         self.present[rank / 64] |= 1 << (rank % 64);
         self.items[self.top(rank) as usize]
     }
+}
+
+/// How many of `lengths` reach to each length up to the longest: faster than a search, but only worth its memory where it is not much
+/// more than that of the items.
+fn rank_table(lengths: &[u32], num_items: usize) -> Vec<u32> {
+    let table_len = lengths.last().map_or(0, |&longest| longest as usize + 1);
+    if table_len > TABLE_PER_ITEM * num_items {
+        return Vec::new();
+    }
+    let mut table = Vec::with_capacity(table_len);
+    for (rank, &length) in lengths.iter().enumerate() {
+        table.resize(length as usize, rank as u32);
+        table.push(rank as u32 + 1);
+    }
+    table
 }
 
 /// The search for what fills a row best, depth first, longer samples before shorter ones.

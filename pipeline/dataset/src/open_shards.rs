@@ -1,0 +1,157 @@
+//! The shards that this process has open. Copies of remote ones are few enough for its file descriptors, and given up where the cache
+//! needs their room.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockWriteGuard, TryLockError, Weak};
+use std::time::{Duration, Instant};
+
+use vela_shard::{ShardError, ShardReader};
+
+use crate::DatasetError;
+
+/// Copies of all data sets that are kept open though nobody reads them: each takes a file descriptor and its room in the cache.
+const MAX_KEPT_OPEN: usize = 512;
+
+/// How long a full cache is waited for: whoever reads a row is soon done with it.
+const ROOM_PATIENCE: Duration = Duration::from_secs(5);
+const ROOM_PAUSE: Duration = Duration::from_millis(5);
+
+/// Every slot that was filled with a copy and not emptied again. Of the whole process, as descriptors and caches are.
+static FILLED: Mutex<Vec<Weak<ShardSlot>>> = Mutex::new(Vec::new());
+/// Counts uses, to know the last one of each slot.
+static CLOCK: AtomicU64 = AtomicU64::new(0);
+
+/// The place of one shard's reader: opened when a record is first read, and again after it was given up.
+#[derive(Debug)]
+pub(crate) struct ShardSlot {
+    /// Whether its store maps copies.
+    is_copy: bool,
+    open: RwLock<Option<OpenShard>>,
+    last_used: AtomicU64,
+}
+
+#[derive(Clone, Debug)]
+struct OpenShard {
+    reader: Arc<ShardReader>,
+    /// It was fetched after another copy had turned out damaged: damage that is left is in the shard itself.
+    is_fetched_again: bool,
+}
+
+impl ShardSlot {
+    pub(crate) fn new(is_copy: bool) -> Arc<Self> {
+        Arc::new(Self { is_copy, open: RwLock::default(), last_used: AtomicU64::new(0) })
+    }
+
+    /// The reader, opened by `open` if it is not. Where a cache has no room, readers that nobody uses are given up for it.
+    pub(crate) fn reader(
+        self: &Arc<Self>,
+        open: impl Fn() -> Result<ShardReader, DatasetError>,
+    ) -> Result<Arc<ShardReader>, DatasetError> {
+        self.last_used.store(CLOCK.fetch_add(1, Ordering::Relaxed), Ordering::Relaxed);
+        if let Some(open) = self.open.read().unwrap_or_else(PoisonError::into_inner).as_ref() {
+            return Ok(Arc::clone(&open.reader));
+        }
+        let mut slot = self.lock();
+        match slot.as_ref() {
+            Some(open) => Ok(Arc::clone(&open.reader)),
+            None => self.fill(&mut slot, open, false),
+        }
+    }
+
+    pub(crate) fn is_open(&self) -> bool {
+        self.open.read().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
+    /// Replaces `faulty`, whose bytes are damaged, by a copy fetched anew, once `drop_copy` has dropped the old one. `None` if there is no
+    /// other copy to hope for.
+    pub(crate) fn replace(
+        self: &Arc<Self>,
+        faulty: &Arc<ShardReader>,
+        drop_copy: impl FnOnce() -> Result<bool, DatasetError>,
+        open: impl Fn() -> Result<ShardReader, DatasetError>,
+    ) -> Result<Option<Arc<ShardReader>>, DatasetError> {
+        let mut slot = self.lock();
+        match slot.as_ref() {
+            // Another thread has met the same damage.
+            Some(open) if !Arc::ptr_eq(&open.reader, faulty) => return Ok(Some(Arc::clone(&open.reader))),
+            Some(open) if open.is_fetched_again => return Ok(None),
+            _ => {}
+        }
+        if !drop_copy()? {
+            return Ok(None);
+        }
+        *slot = None;
+        self.fill(&mut slot, open, true).map(Some)
+    }
+
+    fn fill(
+        self: &Arc<Self>,
+        slot: &mut Option<OpenShard>,
+        open: impl Fn() -> Result<ShardReader, DatasetError>,
+        is_fetched_again: bool,
+    ) -> Result<Arc<ShardReader>, DatasetError> {
+        if self.is_copy {
+            close_unused(MAX_KEPT_OPEN - 1);
+        }
+        let reader = Arc::new(open_with_room(open)?);
+        *slot = Some(OpenShard { reader: Arc::clone(&reader), is_fetched_again });
+        if self.is_copy {
+            filled().push(Arc::downgrade(self));
+        }
+        Ok(reader)
+    }
+
+    /// Closes the reader unless somebody has it; false if it stays open.
+    fn close_if_unused(&self) -> bool {
+        let mut slot = match self.open.try_write() {
+            Ok(slot) => slot,
+            Err(TryLockError::Poisoned(slot)) => slot.into_inner(),
+            Err(TryLockError::WouldBlock) => return false,
+        };
+        if slot.as_ref().is_some_and(|open| Arc::strong_count(&open.reader) > 1) {
+            return false;
+        }
+        *slot = None;
+        true
+    }
+
+    fn lock(&self) -> RwLockWriteGuard<'_, Option<OpenShard>> {
+        self.open.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Opens a shard; where the cache has no room for it, gives up what nobody uses and waits for what somebody does.
+fn open_with_room(open: impl Fn() -> Result<ShardReader, DatasetError>) -> Result<ShardReader, DatasetError> {
+    let started = Instant::now();
+    loop {
+        match open() {
+            Err(DatasetError::Shard(ShardError::CacheFull { .. })) if started.elapsed() < ROOM_PATIENCE => {
+                close_unused(0);
+                std::thread::sleep(ROOM_PAUSE);
+            }
+            opened => return opened,
+        }
+    }
+}
+
+/// Closes the readers that were not used for longest until no more than `num_kept` are open, or all that are left are being used.
+fn close_unused(num_kept: usize) {
+    let mut filled = filled();
+    if filled.len() <= num_kept {
+        return;
+    }
+    let mut slots: Vec<Arc<ShardSlot>> = filled.iter().filter_map(Weak::upgrade).collect();
+    slots.sort_by_key(|slot| (slot.last_used.load(Ordering::Relaxed), Arc::as_ptr(slot)));
+    slots.dedup_by(|slot, other| Arc::ptr_eq(slot, other));
+    let mut num_open = slots.len();
+    slots.retain(|slot| {
+        let is_closed = num_open > num_kept && slot.close_if_unused();
+        num_open -= usize::from(is_closed);
+        !is_closed
+    });
+    *filled = slots.iter().map(Arc::downgrade).collect();
+}
+
+fn filled() -> MutexGuard<'static, Vec<Weak<ShardSlot>>> {
+    FILLED.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,75 @@
+//! One rank's part of the data under a spec, its rows planned: what batches are made from.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use vela_types::{Batch, BatchSpec, Cursor, Position};
+
+use crate::units::Units;
+use crate::{Dataset, DatasetError, Partition, StepPlan};
+
+/// Shards of one batch that are opened, and so fetched, at once.
+const OPENED_AT_ONCE: usize = 4;
+
+/// A rank's part of every step of a [`Dataset`] under one spec. Whoever streams holds one: the plan of its rows is kept with it.
+#[derive(Clone, Debug)]
+pub struct Share {
+    dataset: Arc<Dataset>,
+    spec: BatchSpec,
+    units: Arc<Vec<Arc<Units>>>,
+    plan: StepPlan,
+}
+
+impl Share {
+    /// Plans the rows, which reads all lengths if they are packed and the plan is not known yet.
+    ///
+    /// # Errors
+    /// If the spec makes no sense, its largest micro-batch may exceed the byte limit, or some record is too long for it.
+    pub fn new(dataset: Arc<Dataset>, spec: BatchSpec, partition: Partition) -> Result<Self, DatasetError> {
+        let (units, plan) = dataset.plan_rows(&spec, partition)?;
+        dataset.check_lengths(&spec)?;
+        Ok(Self { dataset, spec, units, plan })
+    }
+
+    /// The data.
+    pub fn dataset(&self) -> &Arc<Dataset> {
+        &self.dataset
+    }
+
+    /// The spec.
+    pub fn spec(&self) -> &BatchSpec {
+        &self.spec
+    }
+
+    /// How its steps are cut.
+    pub fn plan(&self) -> StepPlan {
+        self.plan
+    }
+
+    /// The first position after `cursor`; refuses a cursor of other data, another spec or past the end of an epoch.
+    /// A cursor that stands right behind the last step of its epoch continues with the next epoch.
+    pub fn position_of(&self, cursor: &Cursor) -> Result<Position, DatasetError> {
+        self.dataset.check_cursor(&self.spec, self.plan.steps_per_epoch(), cursor)
+    }
+
+    /// Opens the shards of the micro-batch at `position`, several at once: remote ones are fetched, which may take long and needs no
+    /// processor. [`Share::batch`] then waits for none, unless they had to make room for others meanwhile.
+    pub fn open_shards(&self, position: Position) -> Result<(), DatasetError> {
+        let shards = self.dataset.shards_of(&self.spec, &self.units, &self.plan, position)?;
+        let shards: Vec<(usize, usize)> = shards.into_iter().collect::<BTreeSet<_>>().into_iter().collect();
+        let open = |&(part, shard): &(usize, usize)| self.dataset.open_shard(part, shard);
+        if shards.iter().all(|&(part, shard)| self.dataset.is_open(part, shard)) {
+            return Ok(());
+        }
+        let at_once = shards.chunks(shards.len().div_ceil(OPENED_AT_ONCE));
+        std::thread::scope(|scope| {
+            let threads: Vec<_> = at_once.map(|some| scope.spawn(move || some.iter().try_for_each(open))).collect();
+            threads.into_iter().try_for_each(|thread| thread.join().unwrap_or(Err(DatasetError::WorkerLost)))
+        })
+    }
+
+    /// Makes the micro-batch at `position`. Equal shares and positions give equal batches, always.
+    pub fn batch(&self, position: Position) -> Result<Batch, DatasetError> {
+        self.dataset.make_batch(&self.spec, &self.units, &self.plan, position)
+    }
+}

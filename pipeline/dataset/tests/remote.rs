@@ -1,0 +1,133 @@
+//! Sets in an object store, read through a cache that is too small or whose copies rot.
+
+#[path = "../../shard/tests/fixture/mod.rs"]
+mod fixture;
+
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+
+use fixture::{records, settings, write_set, write_set_into};
+use vela_dataset::{DamagePolicy, Dataset, LocalSource, Partition, Share};
+use vela_shard::{RemoteOptions, RemoteStore};
+use vela_tests::s3::S3Server;
+use vela_types::{Batch, BatchSource, BatchSpec, Position};
+
+const NUM_RECORDS: u64 = 40;
+const ROWS_PER_SHARD: usize = 4;
+const SPEC: BatchSpec = BatchSpec {
+    global_batch: 8,
+    micro_batch: 8,
+    seed: 3,
+    shuffle: true,
+    image_tokens: 2,
+    max_length: 64,
+    shuffle_window: 0,
+    packing: None,
+};
+
+/// The same set in a folder and in a bucket.
+struct Sets {
+    server: S3Server,
+    folder: tempfile::TempDir,
+    cache: tempfile::TempDir,
+}
+
+impl Sets {
+    fn new() -> Self {
+        let new = || tempfile::tempdir().expect("a folder");
+        let sets = Self { server: S3Server::start(), folder: new(), cache: new() };
+        write_set(sets.folder.path(), &settings(), &records(NUM_RECORDS), ROWS_PER_SHARD);
+        write_set_into(Arc::new(sets.store(u64::MAX)), &settings(), &records(NUM_RECORDS), ROWS_PER_SHARD);
+        sets
+    }
+
+    fn store(&self, limit_bytes: u64) -> RemoteStore {
+        let mut options =
+            RemoteOptions { settings: self.server.settings(), ..RemoteOptions::new(self.cache.path().to_owned()) };
+        options.cache.limit_bytes = limit_bytes;
+        RemoteStore::open(&self.server.url("set"), &options).expect("a store")
+    }
+
+    fn remote(&self, limit_bytes: u64) -> Dataset {
+        Dataset::open_in("s3://bucket/set", Arc::new(self.store(limit_bytes))).expect("a good set")
+    }
+
+    fn local(&self) -> Dataset {
+        Dataset::open(self.folder.path().to_str().expect("a UTF-8 path")).expect("a good set")
+    }
+
+    /// Bytes of the largest shard.
+    fn shard_bytes(&self) -> u64 {
+        files(self.folder.path())
+            .into_iter()
+            .filter(|(path, _)| path.ends_with(".parquet"))
+            .map(|(_, bytes)| bytes)
+            .max()
+            .expect("shards")
+    }
+}
+
+fn files(folder: &Path) -> Vec<(String, u64)> {
+    let entries = fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("an entry"));
+    entries.map(|entry| (entry.path().display().to_string(), entry.metadata().expect("a size").len())).collect()
+}
+
+fn epochs(dataset: Dataset, num_epochs: u64) -> Vec<Batch> {
+    let mut source = LocalSource::new(Arc::new(dataset), SPEC, Partition::WHOLE, 1 << 20).expect("a source");
+    let steps = source.steps_per_epoch() * num_epochs;
+    (0..steps).map(|_| source.next_batch().expect("a batch")).collect()
+}
+
+#[test]
+fn a_cache_much_smaller_than_the_set_serves_whole_epochs() {
+    let sets = Sets::new();
+    let small = sets.shard_bytes() * 5 / 2;
+    assert_eq!(epochs(sets.remote(small), 2), epochs(sets.local(), 2));
+    let held: u64 = files(sets.cache.path()).iter().map(|(_, bytes)| bytes).sum();
+    assert!(held <= small, "{held} of {small} bytes");
+}
+
+#[test]
+fn a_copy_that_rots_is_fetched_again_whatever_the_policy() {
+    for policy in [DamagePolicy::Fail, DamagePolicy::Mask, DamagePolicy::Budget(0)] {
+        let sets = Sets::new();
+        assert_eq!(epochs(sets.remote(u64::MAX), 1).len(), 5);
+        // The middle of a shard is pixels; every copy has lost a bit there.
+        for (path, bytes) in files(sets.cache.path()) {
+            if bytes + 200 > sets.shard_bytes() {
+                let mut content = fs::read(&path).expect("a copy");
+                let middle = content.len() / 2;
+                content[middle] ^= 1;
+                fs::write(&path, content).expect("a copy");
+            }
+        }
+        sets.server.take_requests();
+        let dataset = Arc::new(sets.remote(u64::MAX).with_damage_policy(policy));
+        let local = Arc::new(sets.local());
+        let share =
+            |dataset: &Arc<Dataset>| Share::new(Arc::clone(dataset), SPEC, Partition::WHOLE).expect("a good spec");
+        let (there, here) = (share(&dataset), share(&local));
+        for step in 0..here.plan().steps_per_epoch() {
+            let position = Position { epoch: 0, step, micro: 0 };
+            assert_eq!(there.batch(position).expect("a batch"), here.batch(position).expect("a batch"), "{policy:?}");
+        }
+        assert_eq!(dataset.num_damaged(), 0, "{policy:?}");
+        let fetched = sets.server.count_requests("GET", ".parquet");
+        assert!(fetched > 0 && fetched <= 10, "{fetched} of ten shards were fetched again");
+    }
+}
+
+#[test]
+fn shards_are_opened_before_their_batch_and_only_once() {
+    let sets = Sets::new();
+    let share = Share::new(Arc::new(sets.remote(u64::MAX)), SPEC, Partition::WHOLE).expect("a good spec");
+    let position = Position { epoch: 0, step: 1, micro: 0 };
+    sets.server.take_requests();
+    share.open_shards(position).expect("fetched");
+    assert!(sets.server.count_requests("GET", ".parquet") > 0);
+    sets.server.take_requests();
+    share.open_shards(position).expect("open");
+    share.batch(position).expect("a batch");
+    assert_eq!(sets.server.count_requests("GET", ".parquet"), 0);
+}
