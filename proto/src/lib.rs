@@ -26,8 +26,8 @@ pub use error::{ErrorKind, ServiceError, WireError};
 pub use info::{decode_info, encode_info};
 pub use reader::{PartReader, Received};
 pub use spec::{
-    MAX_WORLD, decode_cursor, decode_fingerprint, decode_partition, decode_position, decode_spec, encode_cursor,
-    encode_fingerprint, encode_position, encode_spec, next_position,
+    MAX_GLOBAL_BATCH, MAX_WORLD, decode_cursor, decode_fingerprint, decode_partition, decode_position, decode_spec,
+    encode_cursor, encode_fingerprint, encode_position, encode_spec, next_position,
 };
 
 /// Largest HTTP/2 frame that either side accepts: one part fits in one frame.

@@ -8,9 +8,11 @@ use crate::{MAX_SAMPLES, WireError, v1};
 /// Ranks a job may have.
 pub const MAX_WORLD: u32 = 1 << 20;
 
-/// Samples of a step, and columns of a row: far above any use, far below any overflow. What they may cost together is the
-/// limit of bytes of whoever makes the batch.
+/// Columns of a row: far above any use, far below any overflow. What they may cost is the limit of bytes of whoever makes the batch.
 const MAX_EXTENT: u32 = 1 << 24;
+
+/// Rows of a step: whoever makes one of its micro-batches counts the labels of them all.
+pub const MAX_GLOBAL_BATCH: u32 = 1 << 20;
 
 /// The field, or the error that names it.
 pub(crate) fn required<T>(field: Option<T>, name: &'static str) -> Result<T, WireError> {
@@ -36,7 +38,7 @@ pub fn encode_spec(spec: &BatchSpec) -> v1::BatchSpec {
 pub fn decode_spec(spec: Option<v1::BatchSpec>) -> Result<BatchSpec, WireError> {
     let spec = required(spec, "spec")?;
     Ok(BatchSpec {
-        global_batch: in_range(spec.global_batch, MAX_EXTENT, "spec.global_batch")?,
+        global_batch: in_range(spec.global_batch, MAX_GLOBAL_BATCH, "spec.global_batch")?,
         micro_batch: in_range(spec.micro_batch, MAX_SAMPLES as u32, "spec.micro_batch")?,
         seed: spec.seed,
         shuffle: spec.shuffle,

@@ -125,6 +125,7 @@ proptest! {
     fn spec_and_cursor_come_back_equal(sizes in prop::array::uniform4(1u32..1 << 24), seed: u64, shuffle: bool, packing: bool, place: (u64, u64, u32), name: [u8; 32]) {
         let [global_batch, micro_batch, image_tokens, max_length] = sizes;
         let micro_batch = micro_batch.min(vela_proto::MAX_SAMPLES as u32);
+        let global_batch = global_batch.min(vela_proto::MAX_GLOBAL_BATCH);
         let packing = packing.then_some(PackingSpec { max_images: image_tokens, window: global_batch });
         let spec =
             BatchSpec { global_batch, micro_batch, seed, shuffle, shuffle_window: max_length, image_tokens, max_length, packing };

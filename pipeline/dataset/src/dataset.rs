@@ -201,6 +201,11 @@ impl Dataset {
         Ok(self.blend(&self.units(spec)?).num_places())
     }
 
+    /// Whether [`Dataset::plan`] has the rows of `spec` at hand, or no long way to them.
+    pub fn is_planned(&self, spec: &BatchSpec) -> bool {
+        spec.packing.is_none() || self.plans.has(&spec_fingerprint(spec))
+    }
+
     /// How `partition` cuts this data's steps under `spec`. Refuses micro-batches that may take more than the byte limit,
     /// however the order falls: so nothing is allocated for a spec beyond it.
     pub fn plan(&self, spec: &BatchSpec, partition: Partition) -> Result<StepPlan, DatasetError> {

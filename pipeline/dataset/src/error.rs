@@ -162,6 +162,12 @@ impl DatasetError {
         }
     }
 
+    /// Whether it is of here and now rather than of the data: a store that does not answer, a full cache, too many open files. The same
+    /// request may succeed later, or elsewhere.
+    pub fn may_pass(&self) -> bool {
+        matches!(self, Self::Shard(ShardError::Remote { .. } | ShardError::Io { .. } | ShardError::CacheFull { .. }))
+    }
+
     /// True if stored bytes are wrong or gone.
     pub fn is_damage(&self) -> bool {
         match self {

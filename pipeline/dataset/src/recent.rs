@@ -28,6 +28,12 @@ impl<K: PartialEq, V, const N: usize> Recent<K, V, N> {
         }
     }
 
+    /// Whether the value of `key` is kept and made.
+    pub(crate) fn has(&self, key: &K) -> bool {
+        let slot = lock(&self.entries).iter().find(|(kept, _)| kept == key).map(|(_, slot)| Arc::clone(slot));
+        slot.is_some_and(|slot| slot.try_lock().is_ok_and(|value| value.is_some()))
+    }
+
     /// The place of `key`'s value, now the last used.
     fn slot(&self, key: K) -> Slot<V> {
         let mut entries = lock(&self.entries);

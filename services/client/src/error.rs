@@ -3,7 +3,7 @@
 use std::error::Error;
 use std::time::Duration;
 
-use vela_proto::{ServiceError, WireError};
+use vela_proto::{ErrorKind, ServiceError, WireError};
 use vela_types::{CursorMismatch, Position};
 
 /// A failure of the remote stream. Every variant about a server names its address.
@@ -30,6 +30,24 @@ pub enum ClientError {
         timeout: Duration,
         /// The transport's answer.
         source: Box<dyn Error + Send + Sync>,
+    },
+    /// The server answers, but not this.
+    #[error(
+        "the loader at `{url}` did not describe its data within {timeout:?}; it may be planning packed rows or waiting for its store: try later, or longer"
+    )]
+    Silent {
+        /// The address.
+        url: String,
+        /// How long it had.
+        timeout: Duration,
+    },
+    /// The server is there and sends nothing.
+    #[error("the loader at `{url}` sent nothing for {after:?}, though it had credit")]
+    Stalled {
+        /// The address.
+        url: String,
+        /// How long it was waited for.
+        after: Duration,
     },
     /// The server refused, or the connection to it was lost.
     #[error("loader at `{url}`")]
@@ -90,9 +108,15 @@ impl ClientError {
     /// Whether another try, at this server or its successor, may succeed.
     pub fn is_retryable(&self) -> bool {
         match self {
-            Self::Unreachable { .. } => true,
+            Self::Unreachable { .. } | Self::Silent { .. } | Self::Stalled { .. } => true,
             Self::Service { source, .. } => source.is_retryable(),
             _ => false,
         }
+    }
+
+    /// Whether it is of one server, so that a replica may do better: its disk, its defects.
+    pub(crate) fn is_of_one_server(&self) -> bool {
+        let Self::Service { source, .. } = self else { return false };
+        matches!(source.kind, ErrorKind::Damaged | ErrorKind::Internal)
     }
 }

@@ -59,6 +59,11 @@ impl Ledger {
         num_bytes
     }
 
+    /// Whether the server could send a part of at most `part_bytes` now.
+    pub(crate) fn is_waiting(&self, part_bytes: usize) -> bool {
+        self.outstanding >= part_bytes || self.held == 0
+    }
+
     /// Bytes in this process.
     pub(crate) fn resident(&self) -> usize {
         self.held + self.open

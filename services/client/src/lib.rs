@@ -4,6 +4,7 @@
 //! nothing that the trainer sees: the stream continues at the next micro-batch, none missing, none twice. What another
 //! try cannot cure (other data, another spec, damage) is an error at once.
 
+mod connector;
 mod error;
 mod ledger;
 mod options;

@@ -15,9 +15,12 @@ pub struct ClientOptions {
     /// Batch bytes received and not yet handed to the consumer, under way included. Grows to one batch if that is
     /// larger.
     pub prefetch_bytes: usize,
-    /// How long a server has to accept a connection and to describe its data.
+    /// How long a server has to accept a connection.
     pub connect_timeout: Duration,
-    /// How long the stream tries to come back before it gives up, counted from the last batch received.
+    /// How long a server may send nothing though it could: it is left for another then.
+    pub stall_after: Duration,
+    /// How long the stream tries to come back before it gives up, counted from the moment a working stream was lost; and how long a server
+    /// has to describe its data, which takes long where it has to plan packed rows first.
     pub give_up_after: Duration,
     /// Largest batch accepted from a server.
     pub max_batch_bytes: usize,
@@ -71,6 +74,7 @@ impl Default for ClientOptions {
             tls: TlsOptions::default(),
             prefetch_bytes: 256 << 20,
             connect_timeout: Duration::from_secs(5),
+            stall_after: Duration::from_secs(60),
             give_up_after: Duration::from_secs(120),
             max_batch_bytes: 4 << 30,
         }

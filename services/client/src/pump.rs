@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 use vela_proto::v1::{Ack, Credit, OpenStream, Partition, StreamBatchesRequest, stream_batches_request::Request};
-use vela_proto::{Received, WireError, encode_cursor, encode_spec, next_position};
+use vela_proto::{PART_BYTES, Received, WireError, encode_cursor, encode_spec, next_position};
 use vela_types::{Batch, BatchSpec, Cursor, Position};
 
 use crate::ledger::{Ledger, Overdraft};
@@ -18,6 +18,9 @@ use crate::{ClientError, ClientOptions};
 /// First pause after a loss; it doubles up to the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+
+/// A stream that stood for this long was a working one, whether or not a batch came of it: its consumer may have been busy.
+const STEADY: Duration = Duration::from_secs(5);
 
 /// Requests on their way to the connection; each is a few bytes.
 const QUEUED_REQUESTS: usize = 16;
@@ -59,6 +62,8 @@ pub(crate) struct Pump {
     pub(crate) next: Position,
     pub(crate) ledger: Ledger,
     pub(crate) counters: Arc<Counters>,
+    /// When the present stream was opened.
+    pub(crate) opened: Option<Instant>,
     pub(crate) events: mpsc::UnboundedReceiver<Event>,
     pub(crate) output: blocking::Sender<Result<Batch, ClientError>>,
 }
@@ -72,31 +77,32 @@ impl Pump {
     }
 
     async fn keep_streaming(&mut self) -> ClientError {
-        let mut last_progress = Instant::now();
-        let (mut pause, mut failures) = (FIRST_PAUSE, 0);
+        let mut outage = Outage::new();
         loop {
             let before = self.next;
+            self.opened = None;
             let Err(error) = self.stream_once().await;
-            if self.next != before {
-                (last_progress, pause, failures) = (Instant::now(), FIRST_PAUSE, 0);
+            let stood = self.opened.is_some_and(|opened| opened.elapsed() >= STEADY);
+            if self.next != before || (stood && !matches!(error, ClientError::Stalled { .. })) {
+                outage = Outage::new();
             }
-            if !error.is_retryable() {
-                return error;
+            match outage.end(&error, self.servers.len(), self.options.give_up_after) {
+                End::Refused => return error,
+                End::GaveUp(after) => {
+                    return ClientError::GaveUp { position: self.next, after, source: Box::new(error) };
+                }
+                End::GoesOn => self.turn_to_next(&error),
             }
-            let after = last_progress.elapsed();
-            if after >= self.options.give_up_after {
-                return ClientError::GaveUp { position: self.next, after, source: Box::new(error) };
-            }
-            let lost = self.server().url().to_owned();
-            self.current = (self.current + 1) % self.servers.len();
-            tracing::warn!(url = lost, to = self.server().url(), next = ?self.next, %error, "stream lost, trying on");
-            failures += 1;
-            // The other replicas are asked at once; a pause comes when all have failed.
-            if failures % self.servers.len() == 0 {
-                tokio::time::sleep(pause).await;
-                pause = (2 * pause).min(LONGEST_PAUSE);
-            }
+            tokio::time::sleep(outage.pause(self.servers.len())).await;
         }
+    }
+
+    /// Another replica, or another address of this one.
+    fn turn_to_next(&mut self, error: &ClientError) {
+        let lost = self.server().url().to_owned();
+        self.server().turn_address();
+        self.current = (self.current + 1) % self.servers.len();
+        tracing::warn!(url = lost, to = self.server().url(), next = ?self.next, %error, "stream lost, trying on");
     }
 
     fn server(&self) -> &Server {
@@ -109,13 +115,35 @@ impl Pump {
         self.counters.num_streams.fetch_add(1, Ordering::Relaxed);
         let open = Request::Open(self.open_request());
         self.send(&requests, open).await?;
-        let mut parts = PartStream::open(self.server(), outbound, self.options.max_batch_bytes).await?;
+        let mut parts = self.open_parts(outbound).await?;
+        self.opened = Some(Instant::now());
+        let mut heard = tokio::time::Instant::now();
         loop {
+            let patience = tokio::time::sleep_until(heard + self.options.stall_after);
             tokio::select! {
-                received = parts.next() => self.take_received(received?, &requests).await?,
+                received = parts.next() => {
+                    self.take_received(received?, &requests).await?;
+                    heard = tokio::time::Instant::now();
+                }
                 Some(event) = self.events.recv() => self.take_event(event, &requests).await?,
+                () = patience => match self.ledger.is_waiting(PART_BYTES) {
+                    true => return Err(self.stalled()),
+                    // There is no room for more: whoever takes the batches is slow, not the server.
+                    false => heard = tokio::time::Instant::now(),
+                },
             }
         }
+    }
+
+    /// The answer to the request for a stream; a server whose store hangs may owe it for ever.
+    async fn open_parts(&self, outbound: mpsc::Receiver<StreamBatchesRequest>) -> Result<PartStream, ClientError> {
+        let opening = PartStream::open(self.server(), outbound, self.options.max_batch_bytes);
+        let answer = tokio::time::timeout(self.options.give_up_after, opening).await;
+        answer.unwrap_or_else(|_| Err(self.stalled()))
+    }
+
+    fn stalled(&self) -> ClientError {
+        ClientError::Stalled { url: self.server().url().to_owned(), after: self.options.stall_after }
     }
 
     fn open_request(&mut self) -> OpenStream {
@@ -197,6 +225,58 @@ impl Pump {
     }
 }
 
+/// The time since a working stream was lost.
+struct Outage {
+    since: Instant,
+    pause: Duration,
+    failures: usize,
+    /// Failures that no other try at the same server can cure.
+    refusals: usize,
+}
+
+/// What comes after a failure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    /// Another try.
+    GoesOn,
+    /// Nothing: no try can cure it.
+    Refused,
+    /// Nothing: it was tried for this long.
+    GaveUp(Duration),
+}
+
+impl Outage {
+    fn new() -> Self {
+        Self { since: Instant::now(), pause: FIRST_PAUSE, failures: 0, refusals: 0 }
+    }
+
+    /// Notes a failure. What is wrong with one server is asked of each of `num_servers` once.
+    fn end(&mut self, error: &ClientError, num_servers: usize, give_up_after: Duration) -> End {
+        self.failures += 1;
+        if !error.is_retryable() {
+            self.refusals += 1;
+            return match error.is_of_one_server() && self.refusals < num_servers {
+                true => End::GoesOn,
+                false => End::Refused,
+            };
+        }
+        match self.since.elapsed() {
+            after if after >= give_up_after => End::GaveUp(after),
+            _ => End::GoesOn,
+        }
+    }
+
+    /// The other replicas are asked at once; a pause comes when all have failed.
+    fn pause(&mut self, num_servers: usize) -> Duration {
+        if !self.failures.is_multiple_of(num_servers) {
+            return Duration::ZERO;
+        }
+        let pause = self.pause;
+        self.pause = (2 * pause).min(LONGEST_PAUSE);
+        pause
+    }
+}
+
 impl From<Overdraft> for WireError {
     fn from(Overdraft { allowed, found }: Overdraft) -> Self {
         Self::Value {
@@ -204,5 +284,37 @@ impl From<Overdraft> for WireError {
             expected: format!("at most the {allowed} bytes of credit"),
             found: found.to_string(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use vela_proto::{ErrorKind, ServiceError};
+
+    use super::*;
+
+    fn service(kind: ErrorKind) -> ClientError {
+        ClientError::Service { url: "http://a".to_owned(), source: ServiceError::new(kind, "why") }
+    }
+
+    #[test]
+    fn what_is_wrong_with_one_server_is_asked_of_each() {
+        let patience = Duration::from_secs(100);
+        let mut outage = Outage::new();
+        let ends = [(); 3].map(|()| outage.end(&service(ErrorKind::Damaged), 3, patience));
+        assert_eq!(ends, [End::GoesOn, End::GoesOn, End::Refused]);
+        assert_eq!(Outage::new().end(&service(ErrorKind::Mismatch), 3, patience), End::Refused);
+        assert_eq!(Outage::new().end(&service(ErrorKind::Damaged), 1, patience), End::Refused);
+    }
+
+    #[test]
+    fn a_server_that_may_come_back_is_waited_for_until_patience_ends() {
+        let mut outage = Outage::new();
+        let unavailable = service(ErrorKind::Unavailable);
+        assert_eq!(outage.end(&unavailable, 2, Duration::from_secs(100)), End::GoesOn);
+        assert_eq!(outage.pause(2), Duration::ZERO, "the other one is asked at once");
+        assert_eq!(outage.end(&unavailable, 2, Duration::from_secs(100)), End::GoesOn);
+        assert_eq!([outage.pause(2), outage.pause(2)], [FIRST_PAUSE, 2 * FIRST_PAUSE]);
+        assert!(matches!(outage.end(&unavailable, 2, Duration::ZERO), End::GaveUp(_)));
     }
 }

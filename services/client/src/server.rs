@@ -1,5 +1,7 @@
 //! The way to a server: address, connection, description.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tonic::metadata::{Ascii, MetadataValue};
@@ -14,6 +16,7 @@ use vela_proto::{
 };
 use vela_types::{BatchSpec, DatasetInfo, Fingerprint};
 
+use crate::connector::AddressConnector;
 use crate::{ClientError, ClientOptions, TlsOptions, Token};
 
 /// Room for a fast link with some delay; memory stays bounded by the byte credit, which is less or more.
@@ -67,6 +70,9 @@ pub(crate) struct Server {
     endpoint: Endpoint,
     bearer: Bearer,
     timeout: Duration,
+    patience: Duration,
+    /// At which of a name's addresses a connection is tried first.
+    turn: Arc<AtomicUsize>,
 }
 
 impl Server {
@@ -93,7 +99,8 @@ impl Server {
             .keep_alive_timeout(KEEPALIVE)
             .keep_alive_while_idle(true);
         let bearer = Bearer::new(options.token.as_ref())?;
-        Ok(Self { url: full, endpoint, bearer, timeout: options.connect_timeout })
+        let ClientOptions { connect_timeout: timeout, give_up_after: patience, .. } = *options;
+        Ok(Self { url: full, endpoint, bearer, timeout, patience, turn: Arc::default() })
     }
 
     async fn connect(&self) -> Result<Client, ClientError> {
@@ -104,7 +111,8 @@ impl Server {
     /// A connection of its own.
     pub(crate) async fn channel(&self) -> Result<InterceptedService<Channel, Bearer>, ClientError> {
         let unreachable = |source| ClientError::Unreachable { url: self.url.clone(), timeout: self.timeout, source };
-        let connected = tokio::time::timeout(self.timeout, self.endpoint.connect()).await;
+        let connected =
+            tokio::time::timeout(self.timeout, self.endpoint.connect_with_connector(self.connector())).await;
         let channel = connected.map_err(|late| unreachable(late.into()))?.map_err(|error| unreachable(error.into()))?;
         Ok(InterceptedService::new(channel, self.bearer.clone()))
     }
@@ -119,10 +127,9 @@ impl Server {
         let mut client = self.connect().await?;
         let (spec, partition) = (Some(encode_spec(spec)), Some(partition));
         let request = DescribeDatasetRequest { spec, partition, dataset: dataset.to_owned() };
-        let answer = tokio::time::timeout(self.timeout, client.describe_dataset(request)).await;
-        let unreachable =
-            |late| ClientError::Unreachable { url: self.url.clone(), timeout: self.timeout, source: Box::new(late) };
-        let answer = answer.map_err(unreachable)?.map_err(|status| self.service_error(status))?.into_inner();
+        let answer = tokio::time::timeout(self.patience, client.describe_dataset(request)).await;
+        let silent = |_| ClientError::Silent { url: self.url.clone(), timeout: self.patience };
+        let answer = answer.map_err(silent)?.map_err(|status| self.service_error(status))?.into_inner();
         let info = decode_info(answer.info).map_err(|fault| self.wire_error(fault))?;
         let spec = decode_fingerprint(&answer.spec_fingerprint, "spec_fingerprint");
         let spec = spec.map_err(|fault| self.wire_error(fault))?;
@@ -130,6 +137,15 @@ impl Server {
             0 => Err(self.wire_error(WireError::Missing { field: "steps_per_epoch" })),
             steps_per_epoch => Ok(Description { info, spec, steps_per_epoch }),
         }
+    }
+
+    fn connector(&self) -> AddressConnector {
+        AddressConnector { turn: self.turn.load(Ordering::Relaxed) }
+    }
+
+    /// The next connection is tried at the name's next address: replicas may stand behind one name, and this one failed.
+    pub(crate) fn turn_address(&self) {
+        self.turn.fetch_add(1, Ordering::Relaxed);
     }
 
     pub(crate) fn url(&self) -> &str {

@@ -171,6 +171,7 @@ impl RemoteSource {
             next: self.next,
             ledger: Ledger::new(self.options.prefetch_bytes),
             counters: Arc::clone(&self.counters),
+            opened: None,
             events: consumer_events,
             output,
         };

@@ -11,8 +11,11 @@ use tokio_stream::Stream;
 use tonic::Status;
 use tonic::body::Body;
 use tonic::codec::{Codec, EncodeBody, SingleMessageCompressionOverride};
+use tonic::server::NamedService;
 use tonic_prost::ProstCodec;
+use tower_service::Service;
 use vela_proto::EncodedPart;
+use vela_runtime::Shutdown;
 
 /// One message and the status `ok`.
 pub(crate) fn message_body<M: Message + Default + Send + 'static>(message: M) -> Body {
@@ -38,9 +41,7 @@ impl<S: Stream<Item = Result<EncodedPart, Status>> + Send + Unpin + 'static> Bat
 
     fn end(&mut self, status: &Status) -> Result<Frame<Bytes>, Status> {
         self.ended = true;
-        let mut trailers = http::HeaderMap::new();
-        status.add_header(&mut trailers)?;
-        Ok(Frame::trailers(trailers))
+        trailers(status)
     }
 }
 
@@ -63,6 +64,78 @@ impl<S: Stream<Item = Result<EncodedPart, Status>> + Send + Unpin + 'static> htt
             }
         }
     }
+}
+
+/// A service whose answers end when the server stops, whatever they were waiting for.
+#[derive(Clone)]
+pub(crate) struct Ending<S> {
+    inner: S,
+    stop: Shutdown,
+}
+
+impl<S> Ending<S> {
+    pub(crate) fn new(inner: S, stop: Shutdown) -> Self {
+        Self { inner, stop }
+    }
+}
+
+impl<S: NamedService> NamedService for Ending<S> {
+    const NAME: &'static str = S::NAME;
+}
+
+impl<S> Service<http::Request<Body>> for Ending<S>
+where
+    S: Service<http::Request<Body>, Response = http::Response<Body>, Future: Send + 'static>,
+{
+    type Response = http::Response<Body>;
+    type Error = S::Error;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, S::Error>> + Send>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        let (answer, stop) = (self.inner.call(request), self.stop.clone());
+        Box::pin(async move {
+            let stopped = Box::pin(async move { stop.wait().await });
+            Ok(answer.await?.map(|body| Body::new(EndingBody { body, stopped: Some(stopped) })))
+        })
+    }
+}
+
+/// A body that ends with a status when `stopped` is done.
+struct EndingBody {
+    body: Body,
+    /// `None` once it has ended so.
+    stopped: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
+}
+
+impl http_body::Body for EndingBody {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let Some(stopped) = &mut self.stopped else { return Poll::Ready(None) };
+        let is_stopped = stopped.as_mut().poll(context).is_ready();
+        match Pin::new(&mut self.body).poll_frame(context) {
+            Poll::Pending if is_stopped => {
+                self.stopped = None;
+                Poll::Ready(Some(trailers(&Status::unavailable("the loader is stopping"))))
+            }
+            polled => polled,
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+}
+
+fn trailers(status: &Status) -> Result<Frame<Bytes>, Status> {
+    let mut trailers = http::HeaderMap::new();
+    status.add_header(&mut trailers)?;
+    Ok(Frame::trailers(trailers))
 }
 
 #[cfg(test)]

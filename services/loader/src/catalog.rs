@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::str::FromStr;
 use std::sync::Arc;
 
+use tokio::sync::Semaphore;
 use vela_dataset::{BlendPart, DamagePolicy, Dataset};
 use vela_proto::{ErrorKind, ServiceError};
 
@@ -41,9 +42,20 @@ impl FromStr for DatasetConfig {
     }
 }
 
+/// Batches of one data set whose shards are fetched at once.
+const FETCHES_AT_ONCE: usize = 8;
+
+/// A data set as it is served.
+pub(crate) struct Served {
+    pub(crate) name: String,
+    pub(crate) dataset: Arc<Dataset>,
+    /// One permit per batch whose shards are being opened: a store that is slow holds up its own data set alone.
+    pub(crate) fetchers: Arc<Semaphore>,
+}
+
 /// Open data sets.
 pub(crate) struct Catalog {
-    datasets: BTreeMap<String, Arc<Dataset>>,
+    datasets: BTreeMap<String, Arc<Served>>,
 }
 
 impl Catalog {
@@ -62,40 +74,46 @@ impl Catalog {
             let dataset = dataset.with_max_batch_bytes(max_batch_bytes).with_damage_policy(damage);
             let info = dataset.info();
             tracing::info!(name, shards = dataset.url(), samples = info.num_samples, fingerprint = %info.fingerprint.short(), "data set open");
-            if datasets.insert(name.clone(), Arc::new(dataset)).is_some() {
+            let fetchers = Arc::new(Semaphore::new(FETCHES_AT_ONCE));
+            let served = Served { name: name.clone(), dataset: Arc::new(dataset), fetchers };
+            if datasets.insert(name.clone(), Arc::new(served)).is_some() {
                 return Err(LoaderError::SameName { name });
             }
         }
         Ok(Self { datasets })
     }
 
+    /// The names of all.
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
+        self.datasets.keys().map(String::as_str)
+    }
+
     /// The data set that `tenant` calls `name`; of an empty name the only one, or the default.
     ///
     /// # Errors
-    /// If there is none, naming those the tenant may read, or the tenant may not read it.
-    pub(crate) fn find(&self, tenant: &Tenant, name: &str) -> Result<(&str, &Arc<Dataset>), ServiceError> {
+    /// If there is none, naming those the tenant may read. One that the tenant may not read is refused in the same words as one that is not
+    /// there, so that nobody learns the names of others' data.
+    pub(crate) fn find(&self, tenant: &Tenant, name: &str) -> Result<&Arc<Served>, ServiceError> {
         let found = match name {
-            "" if self.datasets.len() == 1 => self.datasets.first_key_value(),
-            "" => self.datasets.get_key_value(DEFAULT_DATASET),
-            name => self.datasets.get_key_value(name),
+            "" if self.datasets.len() == 1 => self.datasets.values().next(),
+            "" => self.datasets.get(DEFAULT_DATASET),
+            name => self.datasets.get(name),
         };
-        if let Some((name, _)) = found
-            && !tenant.may_read(name)
-        {
-            let told = format!("tenant `{}` may not read the data set `{name}`", tenant.name);
-            return Err(ServiceError::new(ErrorKind::Forbidden, told));
+        if let Some(served) = found.filter(|served| tenant.may_read(&served.name)) {
+            return Ok(served);
         }
-        let named = || {
-            let names = self.datasets.keys().filter(|name| tenant.may_read(name));
-            names.map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")
-        };
-        let absent = || {
-            ServiceError::new(
+        let names = self.names().filter(|name| tenant.may_read(name));
+        let names = names.map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
+        Err(match tenant.may_read_all() {
+            true => ServiceError::new(
                 ErrorKind::NotFound,
-                format_args!("`dataset`: expected one of {}, found `{name}`", named()),
-            )
-        };
-        found.map(|(name, dataset)| (name.as_str(), dataset)).ok_or_else(absent)
+                format_args!("`dataset`: expected one of {names}, found `{name}`"),
+            ),
+            false => ServiceError::new(
+                ErrorKind::Forbidden,
+                format_args!("tenant `{}` may read the data sets {names} and no `{name}`", tenant.name),
+            ),
+        })
     }
 }
 

@@ -7,9 +7,11 @@ use std::time::Duration;
 use vela_dataset::{BlendPart, DEFAULT_MAX_BATCH_BYTES, DamagePolicy, Weight};
 use vela_runtime::{ByteSize, Period, clap};
 
+use crate::tenants::Offer;
 use crate::{DEFAULT_DATASET, DatasetConfig, LoaderError, TlsFiles};
 
 const DEFAULT_MAX_CONSUMERS: u32 = 64;
+const DEFAULT_MAX_CONNECTIONS: u32 = 512;
 const DEFAULT_DRAIN: Duration = Duration::from_secs(10);
 
 /// The flags as typed.
@@ -52,6 +54,9 @@ pub struct ServeArgs {
     /// Streams and single batches served at once; one more is told to try again later.
     #[arg(long, value_name = "NUM", default_value_t = DEFAULT_MAX_CONSUMERS)]
     pub max_consumers: u32,
+    /// Connections open at once; one more is closed.
+    #[arg(long, value_name = "NUM", default_value_t = DEFAULT_MAX_CONNECTIONS)]
+    pub max_connections: u32,
     /// Largest micro-batch made; a spec that may need more is refused. Each consumer has up to two of them in memory.
     #[arg(long, value_name = "SIZE", default_value_t = ByteSize(DEFAULT_MAX_BATCH_BYTES))]
     pub max_batch_bytes: ByteSize,
@@ -114,6 +119,8 @@ pub struct ServeConfig {
     pub drain_timeout: Duration,
     /// Streams and single batches served at once; at least 1.
     pub max_consumers: u32,
+    /// Connections open at once; at least 1.
+    pub max_connections: u32,
     /// Bytes of the largest micro-batch made, at least 1; a spec that may need more is refused.
     pub max_batch_bytes: u64,
 }
@@ -133,18 +140,29 @@ impl ServeConfig {
             reflection: false,
             drain_timeout: DEFAULT_DRAIN,
             max_consumers: DEFAULT_MAX_CONSUMERS,
+            max_connections: DEFAULT_MAX_CONNECTIONS,
             max_batch_bytes: DEFAULT_MAX_BATCH_BYTES,
         }
+    }
+
+    /// What tenants may be promised; `names` are those of the data sets.
+    pub(crate) fn offer<'a>(&self, names: &'a [String]) -> Offer<'a> {
+        let asks_certificates = self.tls.as_ref().is_some_and(|tls| tls.client_authority.is_some());
+        Offer { datasets: names, asks_certificates }
     }
 
     pub(crate) fn check(&self) -> Result<(), LoaderError> {
         if !self.listen.ip().is_loopback() && !self.allow_remote_plaintext && self.tls.is_none() {
             return Err(LoaderError::RemotePlaintext { listen: self.listen });
         }
-        match (self.max_consumers, self.max_batch_bytes) {
-            (0, _) => Err(LoaderError::ZeroLimit { flag: "--max-consumers", unit: "" }),
-            (_, 0) => Err(LoaderError::ZeroLimit { flag: "--max-batch-bytes", unit: "B" }),
-            _ => Ok(()),
+        let limits = [
+            ("--max-consumers", "", u64::from(self.max_consumers)),
+            ("--max-connections", "", u64::from(self.max_connections)),
+            ("--max-batch-bytes", "B", self.max_batch_bytes),
+        ];
+        match limits.into_iter().find(|&(_, _, limit)| limit == 0) {
+            Some((flag, unit, _)) => Err(LoaderError::ZeroLimit { flag, unit }),
+            None => Ok(()),
         }
     }
 }
@@ -164,6 +182,7 @@ impl TryFrom<ServeArgs> for ServeConfig {
             reflection: args.reflection,
             drain_timeout: args.drain_timeout.0,
             max_consumers: args.max_consumers,
+            max_connections: args.max_connections,
             max_batch_bytes: args.max_batch_bytes.0,
         };
         config.check()?;

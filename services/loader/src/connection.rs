@@ -1,9 +1,11 @@
 //! Connections as the service sees them: plain or encrypted, with what is known of the peer.
 
+use std::collections::HashMap;
 use std::io;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
 
@@ -14,7 +16,8 @@ use rustls::server::WebPkiClientVerifier;
 use sha2::{Digest, Sha256};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::time::Sleep;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_util::either::Either;
@@ -25,8 +28,12 @@ use crate::LoaderError;
 
 /// A handshake that takes longer is given up.
 const HANDSHAKE: Duration = Duration::from_secs(10);
-/// Handshakes under way at once, each some kilobytes; more wait in the system's queue until one is done or given up.
-const MAX_HANDSHAKES: usize = 1024;
+/// Handshakes of one address under way at once; one more is turned away, so that nobody keeps others out by saying nothing.
+const HANDSHAKES_PER_ADDRESS: usize = 64;
+/// A connection on which nothing was asked for this long after it stood is closed.
+const FIRST_WORD: Duration = Duration::from_secs(10);
+/// Connections between the door and the server.
+const QUEUED_CONNECTIONS: usize = 64;
 /// How often the files are looked at for newer certificates.
 const RELOAD_EVERY: Duration = Duration::from_secs(10);
 
@@ -52,6 +59,15 @@ pub(crate) struct PeerInfo {
 pub(crate) struct Connection {
     stream: Either<TcpStream, Box<TlsStream<TcpStream>>>,
     peer: PeerInfo,
+    /// Until the peer has said something.
+    silence: Option<Pin<Box<Sleep>>>,
+    _place: OwnedSemaphorePermit,
+}
+
+impl Connection {
+    fn new(stream: Either<TcpStream, Box<TlsStream<TcpStream>>>, peer: PeerInfo, place: OwnedSemaphorePermit) -> Self {
+        Self { stream, peer, silence: Some(Box::pin(tokio::time::sleep(FIRST_WORD))), _place: place }
+    }
 }
 
 impl Connected for Connection {
@@ -68,7 +84,18 @@ impl AsyncRead for Connection {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(context, buffer)
+        let before = buffer.filled().len();
+        let read = Pin::new(&mut self.stream).poll_read(context, buffer);
+        if buffer.filled().len() > before {
+            self.silence = None;
+        }
+        let is_over = |silence: &mut Pin<Box<Sleep>>| silence.as_mut().poll(context).is_ready();
+        match read {
+            Poll::Pending if self.silence.as_mut().is_some_and(is_over) => {
+                Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the peer said nothing")))
+            }
+            read => read,
+        }
     }
 }
 
@@ -188,17 +215,51 @@ fn read_certificates(flag: &'static str, path: &PathBuf) -> Result<Vec<Certifica
     }
 }
 
-/// Accepts connections until `shutdown`; those whose handshake is done come out of the channel.
+/// Who is let in: so many connections in all, so many handshakes of one address.
+struct Door {
+    certificates: Option<Arc<Certificates>>,
+    places: Arc<Semaphore>,
+    /// Handshakes under way by address.
+    greeted: Mutex<HashMap<IpAddr, usize>>,
+}
+
+impl Door {
+    /// The connection of `stream`, or why it was turned away.
+    async fn let_in(&self, stream: TcpStream, address: IpAddr) -> io::Result<Connection> {
+        let turned_away = |told: &'static str| io::Error::new(io::ErrorKind::ConnectionRefused, told);
+        let place = Arc::clone(&self.places).try_acquire_owned();
+        let place = place.map_err(|_| turned_away("as many connections as `--max-connections` are open"))?;
+        let under_way = *self.greeted().entry(address).and_modify(|num| *num += 1).or_insert(1);
+        let greeted = match under_way <= HANDSHAKES_PER_ADDRESS {
+            true => greet(stream, self.certificates.as_deref(), place).await,
+            false => Err(turned_away("too many handshakes of this address are under way")),
+        };
+        let mut addresses = self.greeted();
+        let left = addresses.get(&address).map_or(0, |num| num.saturating_sub(1));
+        match left {
+            0 => drop(addresses.remove(&address)),
+            left => drop(addresses.insert(address, left)),
+        }
+        greeted
+    }
+
+    fn greeted(&self) -> MutexGuard<'_, HashMap<IpAddr, usize>> {
+        self.greeted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Accepts connections until `shutdown`, `max_connections` at once; those whose handshake is done come out of the channel.
 pub(crate) fn accept(
     listener: TcpListener,
     certificates: Option<Arc<Certificates>>,
+    max_connections: u32,
     shutdown: Shutdown,
 ) -> mpsc::Receiver<io::Result<Connection>> {
-    let (ready, connections) = mpsc::channel(MAX_HANDSHAKES);
-    let handshakes = Arc::new(Semaphore::new(MAX_HANDSHAKES));
+    let (ready, connections) = mpsc::channel(QUEUED_CONNECTIONS);
+    let places = Arc::new(Semaphore::new(max_connections as usize));
+    let door = Arc::new(Door { certificates, places, greeted: Mutex::default() });
     tokio::spawn(async move {
         loop {
-            let permit = Arc::clone(&handshakes).acquire_owned().await;
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
                 () = shutdown.wait() => return,
@@ -212,12 +273,11 @@ pub(crate) fn accept(
                     continue;
                 }
             };
-            let (ready, certificates) = (ready.clone(), certificates.clone());
+            let (ready, door) = (ready.clone(), Arc::clone(&door));
             tokio::spawn(async move {
-                let _held = permit;
-                match greet(stream, certificates).await {
+                match door.let_in(stream, address.ip()).await {
                     Ok(connection) => _ = ready.send(Ok(connection)).await,
-                    Err(error) => tracing::info!(%address, %error, "handshake failed"),
+                    Err(error) => tracing::info!(%address, %error, "connection refused"),
                 }
             });
         }
@@ -225,14 +285,17 @@ pub(crate) fn accept(
     connections
 }
 
-async fn greet(stream: TcpStream, certificates: Option<Arc<Certificates>>) -> io::Result<Connection> {
+async fn greet(
+    stream: TcpStream,
+    certificates: Option<&Certificates>,
+    place: OwnedSemaphorePermit,
+) -> io::Result<Connection> {
     stream.set_nodelay(true)?;
     let Some(certificates) = certificates else {
-        let peer = PeerInfo { certificate_sha256: None };
-        return Ok(Connection { stream: Either::Left(stream), peer });
+        return Ok(Connection::new(Either::Left(stream), PeerInfo { certificate_sha256: None }, place));
     };
     let stream = tokio::time::timeout(HANDSHAKE, certificates.acceptor().accept(stream)).await??;
     let shown = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
     let certificate_sha256 = shown.map(|certificate| Sha256::digest(certificate).into());
-    Ok(Connection { stream: Either::Right(Box::new(stream)), peer: PeerInfo { certificate_sha256 } })
+    Ok(Connection::new(Either::Right(Box::new(stream)), PeerInfo { certificate_sha256 }, place))
 }

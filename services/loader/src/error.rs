@@ -188,6 +188,7 @@ pub(crate) fn to_service_error(error: &DatasetError) -> ServiceError {
         | DatasetError::TooLarge { .. }
         | DatasetError::TooLong { .. } => ErrorKind::InvalidRequest,
         error if error.is_damage() => ErrorKind::Damaged,
+        error if error.may_pass() => ErrorKind::Unavailable,
         _ => ErrorKind::Internal,
     };
     let mut message = error.to_string();

@@ -13,6 +13,7 @@ mod health;
 mod server;
 mod service;
 mod session;
+mod shared;
 mod tenants;
 
 pub use catalog::{DEFAULT_DATASET, DatasetConfig};

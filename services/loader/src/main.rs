@@ -39,10 +39,13 @@ fn main() -> ExitCode {
     let Cli { json, command } = Cli::parse();
     run_command(json, |shutdown| {
         let runtime = tokio::runtime::Runtime::new()?;
-        match command {
+        let outcome = match command {
             Command::Serve(args) => runtime.block_on(run_serve(args, shutdown)),
             Command::Healthcheck { address, timeout } => runtime.block_on(run_healthcheck(&address, timeout)),
-        }
+        };
+        // A read that a store keeps waiting, or a plan that nobody asks for any more, does not hold up the end.
+        runtime.shutdown_background();
+        outcome
     })
 }
 

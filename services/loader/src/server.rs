@@ -17,9 +17,11 @@ use tonic_health::server::HealthReporter;
 use vela_proto::{DESCRIPTORS, MAX_FRAME_BYTES};
 use vela_runtime::{Shutdown, serve_metrics};
 
+use crate::body::Ending;
 use crate::catalog::Catalog;
 use crate::connection::{Certificates, Connection, accept};
-use crate::service::{LoaderService, Shared};
+use crate::service::LoaderService;
+use crate::shared::Shared;
 use crate::tenants::Tenants;
 use crate::{LoaderError, ServeConfig};
 
@@ -72,9 +74,10 @@ impl RunningLoader {
 /// waits for what is left, at most `drain_timeout`.
 pub async fn serve(config: ServeConfig, shutdown: Shutdown) -> Result<RunningLoader, LoaderError> {
     config.check()?;
+    let names: Vec<String> = config.datasets.iter().map(|dataset| dataset.name.clone()).collect();
     let tenants = match &config.tenants {
         None => Tenants::everybody(),
-        Some(path) => Tenants::load(path)?,
+        Some(path) => Tenants::load(path, &config.offer(&names))?,
     };
     let certificates = config.tls.clone().map(Certificates::load).transpose()?.map(Arc::new);
     if config.tenants.is_none() && !config.listen.ip().is_loopback() {
@@ -91,7 +94,7 @@ pub async fn serve(config: ServeConfig, shutdown: Shutdown) -> Result<RunningLoa
     let addr = listener.local_addr().map_err(bind)?;
     tracing::info!(address = %addr, tls = certificates.is_some(), "serving");
     let shared = Arc::new(Shared::new(catalog, config.max_consumers));
-    let connections = accept(listener, certificates, shutdown.clone());
+    let connections = accept(listener, certificates, config.max_connections, shutdown.clone());
     let server = Running { addr, shared, tenants: Arc::new(tenants), shutdown, reflection: config.reflection };
     let task = tokio::spawn(server.run(connections, config.drain_timeout));
     Ok(RunningLoader { addr, task })
@@ -120,6 +123,8 @@ impl Running {
         let Self { addr, shared, tenants, shutdown, reflection } = self;
         let started = Instant::now();
         let (health, health_service) = tonic_health::server::health_reporter();
+        // Watches of the health would otherwise hold up every stop.
+        let health_service = Ending::new(health_service, shared.stop.clone());
         health.set_serving::<LoaderService>().await;
         let service = LoaderService::new(Arc::clone(&shared));
         let reflected = reflection.then(|| {
@@ -127,6 +132,8 @@ impl Running {
                 tonic_reflection::server::Builder::configure().register_encoded_file_descriptor_set(DESCRIPTORS);
             described.build_v1().expect("the descriptors were compiled with this crate")
         });
+        // A task of its own: the transport drops what it was given to wait for once no more connections come.
+        let stopping = tokio::spawn(begin_stop(shutdown.clone(), health, shared.stop.clone()));
         let served = Server::builder()
             .max_frame_size(MAX_FRAME_BYTES)
             .max_concurrent_streams(MAX_STREAMS)
@@ -137,10 +144,7 @@ impl Running {
             .add_service(health_service)
             .add_optional_service(reflected)
             .add_service(InterceptedService::new(service, move |call| tenants.admit_call(call)))
-            .serve_with_incoming_shutdown(
-                ReceiverStream::new(connections),
-                begin_stop(shutdown.clone(), health, shared.stop.clone()),
-            );
+            .serve_with_incoming_shutdown(ReceiverStream::new(connections), async { _ = stopping.await });
         let drained = tokio::select! {
             served = served => served.map(|()| true).map_err(|source| LoaderError::Transport { listen: addr, source })?,
             () = async { shutdown.wait().await; tokio::time::sleep(drain_timeout).await } => false,

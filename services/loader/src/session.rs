@@ -1,20 +1,24 @@
 //! One consumer's stream: batches out against byte credit in.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinHandle;
+use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
-use vela_dataset::{Partition, StepPlan};
-use vela_proto::v1::{self, stream_batches_request::Request};
+use vela_dataset::Partition;
+use vela_proto::v1::{self, stream_batches_request::Request as Asked};
 use vela_proto::{EncodedPart, ErrorKind, ServiceError, WireError, decode_cursor, encode_batch};
+use vela_runtime::Shutdown;
 use vela_types::{Batch, Position};
 
 use crate::error::to_service_error;
-use crate::service::{Admission, BatchOrder, Shared};
+use crate::shared::{Admission, Order, Request, Shared};
 use crate::tenants::Tenant;
 
 /// Parts between a session and the connection: enough to keep the connection busy while the next one is cut.
@@ -29,13 +33,13 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// How long a consumer has to take the last word of a stream that ends.
 const FAREWELL: Duration = Duration::from_secs(2);
 
-type Parts = mpsc::Sender<Result<EncodedPart, Status>>;
+type Part = Result<EncodedPart, Status>;
 
 /// What the consumer asked for, checked.
 struct Opening {
-    order: BatchOrder,
+    order: Order,
+    partition: Partition,
     start: Position,
-    plan: StepPlan,
 }
 
 /// One consumer: its share, its place, its credit. Two batches are held at most: one on its way, the next being made.
@@ -43,10 +47,10 @@ pub(crate) struct Session {
     shared: Arc<Shared>,
     opening: Opening,
     credit: Arc<Credit>,
-    parts: Parts,
+    parts: mpsc::Sender<Part>,
     tenant: Arc<Tenant>,
     labels: [(&'static str, String); 2],
-    _admission: Admission,
+    _admission: Arc<Admission>,
 }
 
 impl Session {
@@ -55,30 +59,31 @@ impl Session {
         shared: Arc<Shared>,
         tenant: Arc<Tenant>,
         mut requests: Streaming<v1::StreamBatchesRequest>,
-    ) -> Result<ReceiverStream<Result<EncodedPart, Status>>, ServiceError> {
-        let admission = shared.admit(&tenant)?;
-        let open = first_request(&mut requests).await?;
+    ) -> Result<Parts, ServiceError> {
+        let admission = Arc::new(shared.admit(&tenant)?);
+        let open = first_request(&mut requests, &shared.stop).await?;
         let credit = Arc::new(Credit::new());
         credit.grant(open.credit_bytes)?;
         let opening = check_opening(&shared, &tenant, open).await?;
         shared.totals.consumers.fetch_add(1, Ordering::Relaxed);
-        let Partition { rank, world } = opening.order.partition;
+        let Partition { rank, world } = opening.partition;
         tracing::info!(rank, world, start = ?opening.start, "consumer joined");
         let (parts, stream) = mpsc::channel(QUEUED_PARTS);
-        let labels = [("tenant", tenant.name.clone()), ("dataset", opening.order.name.clone())];
+        let labels = [("tenant", tenant.name.clone()), ("dataset", opening.order.served.name.clone())];
         metrics::counter!("vela_loader_streams_total", &labels).increment(1);
-        let session = Self { shared, opening, credit, parts, tenant, labels, _admission: admission };
+        let _admission = Arc::clone(&admission);
+        let session = Self { shared, opening, credit, parts, tenant, labels, _admission };
         tokio::spawn(session.run(requests));
-        Ok(ReceiverStream::new(stream))
+        Ok(Parts { parts: ReceiverStream::new(stream), _admission: admission })
     }
 
     async fn run(self, requests: Streaming<v1::StreamBatchesRequest>) {
         let end = tokio::select! {
             end = self.send_batches() => end,
             end = self.listen(requests) => end,
-            () = self.shared.stop.wait() => Err(ServiceError::new(ErrorKind::Unavailable, "the loader is stopping")),
+            () = self.shared.stop.wait() => Err(stopping()),
         };
-        let Partition { rank, world } = self.opening.order.partition;
+        let Partition { rank, world } = self.opening.partition;
         match end {
             Ok(()) => tracing::info!(rank, world, "consumer left"),
             Err(error) => {
@@ -91,8 +96,8 @@ impl Session {
 
     /// Sends batch after batch until the consumer is gone or a batch cannot be made.
     async fn send_batches(&self) -> Result<(), ServiceError> {
-        let Opening { start, plan, .. } = &self.opening;
-        let mut position = *start;
+        let plan = self.opening.order.share.plan();
+        let mut position = self.opening.start;
         let mut upcoming = self.begin_batch(position);
         loop {
             let batch = upcoming.finish().await?;
@@ -142,16 +147,16 @@ impl Session {
                 Err(_) => return Ok(()),
             };
             match request {
-                Some(Request::Credit(credit)) => self.credit.grant(credit.bytes)?,
-                Some(Request::Ack(ack)) => self.record_ack(&ack),
-                Some(Request::Open(_)) => return Err(out_of_order("`credit` or `ack`", "a second `open`")),
+                Some(Asked::Credit(credit)) => self.credit.grant(credit.bytes)?,
+                Some(Asked::Ack(ack)) => self.record_ack(&ack),
+                Some(Asked::Open(_)) => return Err(out_of_order("`credit` or `ack`", "a second `open`")),
                 None => return Err(WireError::Missing { field: "request" }.into()),
             }
         }
     }
 
     fn record_ack(&self, ack: &v1::Ack) {
-        let Partition { rank, world } = self.opening.order.partition;
+        let Partition { rank, world } = self.opening.partition;
         self.shared.totals.acked_steps.fetch_add(1, Ordering::Relaxed);
         metrics::counter!("vela_loader_acked_steps_total", &self.labels).increment(1);
         tracing::debug!(rank, world, epoch = ack.epoch, step = ack.step, "step consumed");
@@ -162,25 +167,50 @@ fn out_of_order(expected: &str, found: &str) -> ServiceError {
     WireError::Order { expected: expected.to_owned(), found: found.to_owned() }.into()
 }
 
-async fn first_request(requests: &mut Streaming<v1::StreamBatchesRequest>) -> Result<v1::OpenStream, ServiceError> {
+fn stopping() -> ServiceError {
+    ServiceError::new(ErrorKind::Unavailable, "the loader is stopping")
+}
+
+async fn first_request(
+    requests: &mut Streaming<v1::StreamBatchesRequest>,
+    stop: &Shutdown,
+) -> Result<v1::OpenStream, ServiceError> {
     let silent = |_| ServiceError::new(ErrorKind::InvalidRequest, format_args!("no `open` within {PATIENCE:?}"));
-    let first = tokio::time::timeout(PATIENCE, requests.message()).await.map_err(silent)??;
+    let first = tokio::select! {
+        first = tokio::time::timeout(PATIENCE, requests.message()) => first.map_err(silent)??,
+        () = stop.wait() => return Err(stopping()),
+    };
     match first.and_then(|first| first.request) {
-        Some(Request::Open(open)) => Ok(open),
+        Some(Asked::Open(open)) => Ok(open),
         Some(_) => Err(out_of_order("`open` first", "another request")),
         None => Err(out_of_order("`open` first", "nothing")),
     }
 }
 
 async fn check_opening(shared: &Arc<Shared>, tenant: &Tenant, open: v1::OpenStream) -> Result<Opening, ServiceError> {
-    let order = BatchOrder::decode(shared, tenant, &open.dataset, open.spec, open.partition)?;
+    let request = Request::decode(shared, tenant, &open.dataset, open.spec, open.partition)?;
     let cursor = decode_cursor(open.cursor)?;
     let refused = |error| to_service_error(&error);
-    let plan = order.plan(shared).await?;
-    let start = order.dataset.position_of(&order.spec, &cursor).map_err(refused)?;
+    let partition = request.partition;
+    let order = request.plan(tenant).await?;
+    let start = order.share.position_of(&cursor).map_err(refused)?;
     let start = Position { micro: open.micro, ..start };
-    plan.micro_rows(start).map_err(refused)?;
-    Ok(Opening { order, start, plan })
+    order.share.plan().micro_rows(start).map_err(refused)?;
+    Ok(Opening { order, partition, start })
+}
+
+/// What a consumer receives. It keeps the consumer's place until all of it is taken, though the session may have ended.
+pub(crate) struct Parts {
+    parts: ReceiverStream<Part>,
+    _admission: Arc<Admission>,
+}
+
+impl Stream for Parts {
+    type Item = Part;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Part>> {
+        Pin::new(&mut self.parts).poll_next(context)
+    }
 }
 
 /// A batch being made; let go of, it is not waited for, nor begun if it still waits for a core.

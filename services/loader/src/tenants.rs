@@ -21,6 +21,9 @@ use crate::service::counted;
 /// SHA-256 of a token's bytes or of a certificate's DER form.
 type Digest32 = [u8; 32];
 
+/// Descriptions and lookups of one tenant at once; more wait.
+const QUESTIONS_AT_ONCE: usize = 4;
+
 /// The file of `--tenants` as written.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -45,6 +48,32 @@ struct RawTenant {
     max_rate: Option<ByteSize>,
 }
 
+/// What a server has to offer to tenants.
+pub(crate) struct Offer<'a> {
+    pub(crate) datasets: &'a [String],
+    /// Whether clients are asked for certificates.
+    pub(crate) asks_certificates: bool,
+}
+
+impl RawTenant {
+    /// What of it cannot work on `server`: expected and found.
+    fn fault(&self, server: &Offer<'_>) -> Option<(String, String)> {
+        let is_known = |name: &str| name == "*" || server.datasets.iter().any(|known| known == name);
+        if let Some(name) = self.datasets.iter().find(|name| !is_known(name)) {
+            return Some((format!("`datasets` among {:?}, or `*`", server.datasets), format!("`{name}`")));
+        }
+        if self.max_consumers == Some(0) {
+            return Some(("`max_consumers` of at least 1".to_owned(), "0".to_owned()));
+        }
+        if self.max_rate.is_some_and(|rate| rate.0 == 0) {
+            return Some(("`max_rate` above 0".to_owned(), "0B".to_owned()));
+        }
+        let cannot_show = self.token_sha256.is_empty() && !self.certificate_sha256.is_empty();
+        (cannot_show && !server.asks_certificates)
+            .then(|| ("`--client-ca`, as it has certificates alone".to_owned(), "none".to_owned()))
+    }
+}
+
 /// One tenant.
 #[derive(Debug)]
 pub(crate) struct Tenant {
@@ -54,25 +83,51 @@ pub(crate) struct Tenant {
     consumers: Arc<Semaphore>,
     max_consumers: usize,
     pace: Option<Pace>,
+    /// The permit to plan an epoch's rows anew: what a spec may cost beyond its batches.
+    planner: Arc<Semaphore>,
+    /// One permit per question that is no batch.
+    questions: Arc<Semaphore>,
 }
 
 impl Tenant {
     /// Everybody, where no tenants are configured.
     fn anonymous() -> Self {
-        let (consumers, max_consumers) = (Arc::new(Semaphore::new(Semaphore::MAX_PERMITS)), Semaphore::MAX_PERMITS);
-        Self { name: "anonymous".to_owned(), datasets: None, consumers, max_consumers, pace: None }
+        Self::new("anonymous".to_owned(), None, Semaphore::MAX_PERMITS, None)
+    }
+
+    fn new(name: String, datasets: Option<BTreeSet<String>>, max_consumers: usize, pace: Option<Pace>) -> Self {
+        let [consumers, planner, questions] =
+            [max_consumers, 1, QUESTIONS_AT_ONCE].map(|permits| Arc::new(Semaphore::new(permits)));
+        Self { name, datasets, consumers, max_consumers, pace, planner, questions }
     }
 
     fn check(name: String, raw: &RawTenant) -> Self {
         let max_consumers = raw.max_consumers.map_or(Semaphore::MAX_PERMITS, |max| max as usize);
         let datasets = (!raw.datasets.contains("*")).then(|| raw.datasets.clone());
         let pace = raw.max_rate.map(|rate| Pace::new(rate.0));
-        Self { name, datasets, consumers: Arc::new(Semaphore::new(max_consumers)), max_consumers, pace }
+        Self::new(name, datasets, max_consumers, pace)
     }
 
     /// Whether it may read the data set `name`.
     pub(crate) fn may_read(&self, name: &str) -> bool {
         self.datasets.as_ref().is_none_or(|datasets| datasets.contains(name))
+    }
+
+    /// Whether it may read whatever there is.
+    pub(crate) fn may_read_all(&self) -> bool {
+        self.datasets.is_none()
+    }
+
+    /// Waits for the permit to plan rows.
+    pub(crate) async fn begin_plan(&self) -> OwnedSemaphorePermit {
+        let permit = Arc::clone(&self.planner).acquire_owned().await;
+        permit.expect("the semaphore is never closed")
+    }
+
+    /// Waits for a permit to ask something that is no batch.
+    pub(crate) async fn begin_question(&self) -> OwnedSemaphorePermit {
+        let permit = Arc::clone(&self.questions).acquire_owned().await;
+        permit.expect("the semaphore is never closed")
     }
 
     /// A place among this tenant's consumers.
@@ -101,7 +156,7 @@ struct Pace {
 
 impl Pace {
     fn new(bytes_per_second: u64) -> Self {
-        Self { bytes_per_second: bytes_per_second.max(1) as f64, free_from: Mutex::new(Instant::now()) }
+        Self { bytes_per_second: bytes_per_second as f64, free_from: Mutex::new(Instant::now()) }
     }
 
     async fn spend(&self, num_bytes: usize) {
@@ -134,11 +189,11 @@ impl Tenants {
     ///
     /// # Errors
     /// If it is no such file, a digest is none, two tenants share one, or a tenant has nothing to show itself by.
-    pub(crate) fn load(path: &Path) -> Result<Self, LoaderError> {
-        Self::check(path, load_config(path, &[])?)
+    pub(crate) fn load(path: &Path, server: &Offer<'_>) -> Result<Self, LoaderError> {
+        Self::check(path, load_config(path, &[])?, server)
     }
 
-    fn check(path: &Path, raw: RawTenants) -> Result<Self, LoaderError> {
+    fn check(path: &Path, raw: RawTenants, server: &Offer<'_>) -> Result<Self, LoaderError> {
         let refuse = |tenant: &str, expected: &str, found: String| LoaderError::Tenant {
             path: path.to_owned(),
             tenant: tenant.to_owned(),
@@ -148,6 +203,9 @@ impl Tenants {
         let (mut by_token, mut by_certificate) = (Vec::new(), Vec::new());
         let mut seen = BTreeSet::new();
         for (name, raw) in raw.tenant {
+            if let Some((expected, found)) = raw.fault(server) {
+                return Err(refuse(&name, &expected, found));
+            }
             let tenant = Arc::new(Tenant::check(name.clone(), &raw));
             if raw.token_sha256.is_empty() && raw.certificate_sha256.is_empty() {
                 return Err(refuse(&name, "`token_sha256` or `certificate_sha256`", "neither".to_owned()));
@@ -225,7 +283,9 @@ mod tests {
     use super::*;
 
     fn tenants(text: &str) -> Result<Tenants, LoaderError> {
-        Tenants::check(Path::new("tenants.toml"), parse_config(text, "tenants.toml", &[])?)
+        let datasets = ["train", "val"].map(str::to_owned);
+        let server = Offer { datasets: &datasets, asks_certificates: false };
+        Tenants::check(Path::new("tenants.toml"), parse_config(text, "tenants.toml", &[])?, &server)
     }
 
     fn digest(token: &str) -> String {
@@ -268,6 +328,10 @@ mod tests {
             ("[tenant.a]\ntoken_sha256 = [\"12\"]\ndatasets = []\n".to_owned(), "64 hexadecimal"),
             (format!("[tenant.a]\ntoken_sha256 = [\"{one}\", \"{one}\"]\ndatasets = []\n"), "twice"),
             (format!("[tenant.a]\ntoken_sha256 = [\"{one}\"]\ndataset = []\n"), "dataset"),
+            (format!("[tenant.a]\ntoken_sha256 = [\"{one}\"]\ndatasets = [\"trian\"]\n"), "`trian`"),
+            (format!("[tenant.a]\ntoken_sha256 = [\"{one}\"]\ndatasets = []\nmax_consumers = 0\n"), "`max_consumers`"),
+            (format!("[tenant.a]\ntoken_sha256 = [\"{one}\"]\ndatasets = []\nmax_rate = \"0B\"\n"), "`max_rate`"),
+            (format!("[tenant.a]\ncertificate_sha256 = [\"{one}\"]\ndatasets = []\n"), "`--client-ca`"),
         ] {
             let fault = tenants(&text).expect_err(named);
             assert!(fault.is_usage() && fault.to_string().contains(named), "{fault}");

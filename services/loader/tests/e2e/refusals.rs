@@ -64,7 +64,7 @@ fn a_micro_batch_beyond_the_byte_limit_is_refused_at_every_entrance_before_it_is
     let config = ServeConfig::new(folder.path().display().to_string(), loopback(0));
     let loader = LocalLoader::with(ServeConfig { max_batch_bytes: 256 << 20, ..config });
     let mut good = RemoteSource::connect(&loader.url(), shards::spec(), 0, 1, 1 << 20).expect("a stream");
-    let huge = BatchSpec { global_batch: 8 << 20, micro_batch: 1 << 20, ..shards::spec() };
+    let huge = BatchSpec { global_batch: 1 << 20, micro_batch: 1 << 20, ..shards::spec() };
     let error = RemoteSource::connect(&loader.url(), huge.clone(), 0, 1, 1 << 20).expect_err("refused");
     let ClientError::Service { source: by_describe, .. } = error else { panic!("{error}") };
     let runtime = tokio::runtime::Runtime::new().expect("an event loop");

@@ -9,11 +9,17 @@ use std::time::{Duration, Instant};
 use prost::Message;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use sha2::{Digest, Sha256};
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::metadata::MetadataValue;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status};
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
 use vela_client::{ClientOptions, RemoteSource, TlsOptions, Token};
 use vela_loader::{ServeConfig, TlsFiles};
+use vela_proto::encode_spec;
+use vela_proto::v1::{self, loader_client::LoaderClient};
 use vela_types::BatchSource;
 
 use crate::loader::{LocalLoader, loopback};
@@ -136,9 +142,9 @@ fn a_tenant_reads_its_own_data_sets_alone_and_is_told_so() {
     let mut own = connect(&loader.url(), options("train", Some(SECRET))).expect("its own");
     own.next_batch().expect("a batch");
     for (dataset, token, named) in [
-        ("val", Some(SECRET), "may not read"),
-        ("train", Some(OTHER), "may not read"),
-        ("absent", Some(SECRET), "expected one of `train`, found"),
+        ("val", Some(SECRET), "may read the data sets `train` and no `val`"),
+        ("train", Some(OTHER), "may read the data sets `val` and no `train`"),
+        ("absent", Some(SECRET), "may read the data sets `train` and no `absent`"),
         ("train", None, "expected `authorization: Bearer TOKEN`"),
         ("train", Some("guess"), "none of this loader's"),
     ] {
@@ -147,6 +153,108 @@ fn a_tenant_reads_its_own_data_sets_alone_and_is_told_so() {
         assert!(told.contains(named) && !error.is_retryable(), "{told}");
         assert!(!told.contains(SECRET) && !told.contains("guess"), "{told}");
     }
+}
+
+/// A good request of each call for the data set `train`, by the token of whoever may not read it.
+#[test]
+fn no_call_gives_a_tenant_what_is_not_its_own() {
+    let house = House::new();
+    let loader = LocalLoader::with(house.config());
+    let url = loader.url();
+    let cursor = connect(&url, options("train", Some(SECRET))).expect("its own").start_cursor();
+    let dataset = "train".to_owned();
+    let (spec, partition) = (Some(encode_spec(&shards::spec())), Some(v1::Partition { rank: 0, world: 1 }));
+    let describe = v1::DescribeDatasetRequest { spec, partition, dataset: dataset.clone() };
+    let lookup = v1::LookupRequest { index: 0, dataset: dataset.clone() };
+    let position = Some(v1::Position { epoch: 0, step: 0, micro: 0 });
+    let get = v1::GetBatchRequest { dataset: dataset.clone(), spec, partition, position };
+    let cursor = Some(vela_proto::encode_cursor(&cursor));
+    let open = v1::OpenStream { spec, partition, cursor, micro: 0, credit_bytes: 1 << 20, dataset };
+    let open = v1::StreamBatchesRequest { request: Some(v1::stream_batches_request::Request::Open(open)) };
+    let ask = |token: &str| {
+        let header: MetadataValue<_> = format!("Bearer {token}").parse().expect("a header");
+        let show = move |mut request: Request<()>| {
+            request.metadata_mut().insert("authorization", header.clone());
+            Ok(request)
+        };
+        let endpoint = Endpoint::from_shared(url.clone()).expect("a url");
+        let (describe, lookup, get, open) = (describe.clone(), lookup.clone(), get.clone(), open.clone());
+        tokio::runtime::Runtime::new().expect("an event loop").block_on(async move {
+            let mut client = LoaderClient::with_interceptor(endpoint.connect().await.expect("a connection"), show);
+            let codes = [
+                client.describe_dataset(describe).await.map(drop),
+                client.lookup(lookup).await.map(drop),
+                client.get_batch(get).await.map(drop),
+                client.stream_batches(tokio_stream::once(open)).await.map(drop),
+            ];
+            codes.map(|answer| answer.map_or_else(|status| status.code(), |()| Code::Ok))
+        })
+    };
+    assert_eq!(calls().len(), 4, "a new call belongs here");
+    assert_eq!(ask(SECRET), [Code::Ok; 4]);
+    assert_eq!(ask(OTHER), [Code::PermissionDenied; 4]);
+}
+
+/// A consumer that says no more but takes nothing either still holds what was made for it.
+#[test]
+fn a_place_is_held_until_the_last_part_is_taken() {
+    let house = House::new();
+    let loader = LocalLoader::with(ServeConfig { tenants: None, max_consumers: 1, ..house.config() });
+    let mut other = connect(&loader.url(), options("train", None)).expect("described");
+    let cursor = Some(vela_proto::encode_cursor(&other.start_cursor()));
+    let (spec, partition) = (Some(encode_spec(&shards::spec())), Some(v1::Partition { rank: 0, world: 1 }));
+    let open = v1::OpenStream { spec, partition, cursor, micro: 0, credit_bytes: 1 << 40, dataset: "train".to_owned() };
+    let open = v1::StreamBatchesRequest { request: Some(v1::stream_batches_request::Request::Open(open)) };
+    let runtime = tokio::runtime::Runtime::new().expect("an event loop");
+    let endpoint = Endpoint::from_shared(loader.url()).expect("a url").initial_stream_window_size(Some(1));
+    let (requests, outbound) = tokio::sync::mpsc::channel(1);
+    let held = runtime.block_on(async {
+        let mut client = LoaderClient::new(endpoint.connect().await.expect("a connection"));
+        requests.send(open).await.expect("room for one");
+        let parts = client.stream_batches(ReceiverStream::new(outbound)).await.expect("a stream");
+        (client, parts)
+    });
+    std::thread::sleep(Duration::from_millis(300));
+    drop(requests);
+    std::thread::sleep(Duration::from_millis(300));
+    let told = format!("{:?}", other.next_batch().expect_err("the place is taken"));
+    assert!(told.contains("serves as many consumers as it may"), "{told}");
+    drop(held);
+    let started = Instant::now();
+    while other.next_batch().is_err() {
+        assert!(started.elapsed() < Duration::from_secs(10), "the place was not given back");
+    }
+}
+
+#[test]
+fn a_connection_too_many_is_closed_and_let_in_when_there_is_room() {
+    let house = House::new();
+    let loader = LocalLoader::with(ServeConfig { tenants: None, max_connections: 2, ..house.config() });
+    let idle = [(); 2].map(|()| TcpStream::connect(loader.addr()).expect("a connection"));
+    std::thread::sleep(Duration::from_millis(200));
+    assert!(connect(&loader.url(), options("train", None)).is_err(), "both places are taken");
+    drop(idle);
+    let started = Instant::now();
+    while connect(&loader.url(), options("train", None)).is_err() {
+        assert!(started.elapsed() < Duration::from_secs(10), "the places were not given back");
+    }
+}
+
+#[test]
+fn a_watcher_of_the_health_does_not_hold_up_a_stop() {
+    let house = House::new();
+    let loader = LocalLoader::with(ServeConfig { tenants: None, ..house.config() });
+    let runtime = tokio::runtime::Runtime::new().expect("an event loop");
+    let endpoint = Endpoint::from_shared(loader.url()).expect("a url");
+    let mut states = runtime.block_on(async {
+        let mut client = HealthClient::new(endpoint.connect().await.expect("a connection"));
+        let service = "vela.loader.v1.Loader".to_owned();
+        client.watch(HealthCheckRequest { service }).await.expect("a watch").into_inner()
+    });
+    let mut next = || runtime.block_on(states.message()).map(|state| state.map(|state| state.status()));
+    assert_eq!(next().expect("a state"), Some(ServingStatus::Serving));
+    let started = Instant::now();
+    assert!(loader.stop().drained && started.elapsed() < Duration::from_secs(5));
 }
 
 #[test]

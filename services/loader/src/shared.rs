@@ -1,0 +1,166 @@
+//! What all calls share: the data, the limits, the way a batch is made, the counts.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use vela_dataset::{DatasetError, Partition, Share};
+use vela_proto::v1;
+use vela_proto::{ErrorKind, ServiceError, decode_partition, decode_spec};
+use vela_runtime::Shutdown;
+use vela_types::{Batch, BatchSpec, Position};
+
+use crate::LoaderReport;
+use crate::catalog::{Catalog, Served};
+use crate::error::to_service_error;
+use crate::tenants::Tenant;
+
+/// Data, limits and counts of a running server.
+pub(crate) struct Shared {
+    pub(crate) catalog: Catalog,
+    /// One permit per open stream or single batch, held until the last part is taken: with the byte limit of a batch
+    /// it bounds what all consumers together keep in memory.
+    consumers: Arc<Semaphore>,
+    /// One permit per batch being made, so that many consumers cannot start more reads than there are cores.
+    builders: Arc<Semaphore>,
+    /// Ends streams; requested after health says so.
+    pub(crate) stop: Shutdown,
+    pub(crate) totals: Totals,
+}
+
+#[derive(Default)]
+pub(crate) struct Totals {
+    pub(crate) consumers: AtomicU64,
+    pub(crate) batches: AtomicU64,
+    pub(crate) bytes: AtomicU64,
+    pub(crate) acked_steps: AtomicU64,
+}
+
+impl Shared {
+    pub(crate) fn new(catalog: Catalog, max_consumers: u32) -> Self {
+        let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
+        Self {
+            catalog,
+            consumers: Arc::new(Semaphore::new(max_consumers as usize)),
+            builders: Arc::new(Semaphore::new(cores)),
+            stop: Shutdown::new(),
+            totals: Totals::default(),
+        }
+    }
+
+    pub(crate) fn report(&self, address: SocketAddr, seconds: f64, drained: bool) -> LoaderReport {
+        let count = |total: &AtomicU64| total.load(Ordering::Relaxed);
+        let Totals { consumers, batches, bytes, acked_steps } = &self.totals;
+        LoaderReport {
+            address,
+            consumers: count(consumers),
+            batches: count(batches),
+            bytes: count(bytes),
+            acked_steps: count(acked_steps),
+            seconds,
+            drained,
+        }
+    }
+
+    /// A place among the consumers served at once, of all and of the tenant's; refused if there is none.
+    pub(crate) fn admit(&self, tenant: &Tenant) -> Result<Admission, ServiceError> {
+        let busy = |_| ServiceError::new(ErrorKind::Busy, "the loader serves as many consumers as it may; try later");
+        let of_tenant = tenant.admit()?;
+        let of_all = Arc::clone(&self.consumers).try_acquire_owned().map_err(busy)?;
+        let open = metrics::gauge!("vela_loader_consumers", "tenant" => tenant.name.clone());
+        open.increment(1);
+        Ok(Admission { _permits: [of_tenant, of_all], open })
+    }
+
+    /// Makes a batch off the async threads. Its shards come first, without a place among the builders: waiting for a store takes no
+    /// core from those whose data is here.
+    pub(crate) async fn build(self: Arc<Self>, order: Order, position: Position) -> Result<Batch, ServiceError> {
+        let Order { served, share } = order;
+        let fetching = Arc::clone(&served.fetchers).acquire_owned().await;
+        let wanted = share.clone();
+        off_thread(move || {
+            let _held = fetching;
+            wanted.open_shards(position)
+        })
+        .await?;
+        let building = Arc::clone(&self.builders).acquire_owned().await;
+        let started = Instant::now();
+        let batch = off_thread(move || {
+            let _held = building;
+            share.batch(position)
+        })
+        .await?;
+        let labels = [("dataset", served.name.clone())];
+        metrics::histogram!("vela_loader_build_seconds", &labels).record(started.elapsed());
+        let masked = batch.samples.iter().filter(|slot| !slot.valid).count();
+        metrics::counter!("vela_loader_masked_slots_total", &labels).increment(masked as u64);
+        Ok(batch)
+    }
+}
+
+/// A consumer's place, free again when this is dropped.
+pub(crate) struct Admission {
+    _permits: [OwnedSemaphorePermit; 2],
+    open: metrics::Gauge,
+}
+
+impl Drop for Admission {
+    fn drop(&mut self) {
+        self.open.decrement(1);
+    }
+}
+
+/// Whose batches are asked for, and how they are to be cut, fields checked.
+pub(crate) struct Request {
+    served: Arc<Served>,
+    spec: BatchSpec,
+    pub(crate) partition: Partition,
+}
+
+impl Request {
+    pub(crate) fn decode(
+        shared: &Shared,
+        tenant: &Tenant,
+        dataset: &str,
+        spec: Option<v1::BatchSpec>,
+        partition: Option<v1::Partition>,
+    ) -> Result<Self, ServiceError> {
+        let served = Arc::clone(shared.catalog.find(tenant, dataset)?);
+        let (spec, (rank, world)) = (decode_spec(spec)?, decode_partition(partition)?);
+        Ok(Self { served, spec, partition: Partition { rank, world } })
+    }
+
+    /// Checks that the data can be had so: shares, bytes of a batch, length of every record. Plans packed rows, which may take long: one
+    /// new plan of a tenant at a time.
+    pub(crate) async fn plan(self, tenant: &Tenant) -> Result<Order, ServiceError> {
+        let Self { served, spec, partition } = self;
+        let planning = match served.dataset.is_planned(&spec) {
+            true => None,
+            false => Some(tenant.begin_plan().await),
+        };
+        let dataset = Arc::clone(&served.dataset);
+        let share = off_thread(move || {
+            let _held = planning;
+            Share::new(dataset, spec, partition)
+        });
+        Ok(Order { share: share.await?, served })
+    }
+}
+
+/// Batches that can be had: a request whose rows are planned.
+#[derive(Clone)]
+pub(crate) struct Order {
+    pub(crate) served: Arc<Served>,
+    pub(crate) share: Share,
+}
+
+/// Runs what reads or computes for long off the async threads.
+pub(crate) async fn off_thread<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, DatasetError> + Send + 'static,
+) -> Result<T, ServiceError> {
+    let done = tokio::task::spawn_blocking(work).await;
+    let done = done.map_err(|error| ServiceError::new(ErrorKind::Internal, error))?;
+    done.map_err(|error| to_service_error(&error))
+}
