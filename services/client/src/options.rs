@@ -19,6 +19,8 @@ pub struct ClientOptions {
     pub connect_timeout: Duration,
     /// How long the stream tries to come back before it gives up, counted from the last batch received.
     pub give_up_after: Duration,
+    /// How long a silent connection is trusted: then the server is asked, and given up if it does not answer in as long.
+    pub keepalive: Duration,
     /// Largest batch accepted from a server.
     pub max_batch_bytes: usize,
 }
@@ -72,6 +74,7 @@ impl Default for ClientOptions {
             prefetch_bytes: 256 << 20,
             connect_timeout: Duration::from_secs(5),
             give_up_after: Duration::from_secs(120),
+            keepalive: Duration::from_secs(10),
             max_batch_bytes: 4 << 30,
         }
     }
