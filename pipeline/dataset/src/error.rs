@@ -162,6 +162,11 @@ impl DatasetError {
         }
     }
 
+    /// True if a remote store refused or did not answer: another try may succeed.
+    pub fn may_pass(&self) -> bool {
+        matches!(self, Self::Shard(ShardError::Remote { .. }))
+    }
+
     /// True if stored bytes are wrong or gone.
     pub fn is_damage(&self) -> bool {
         match self {

@@ -66,6 +66,7 @@ impl Cache {
             {
                 return Ok(copy);
             }
+            tracing::warn!(path, expected = %entry.checksum, %found, "a copy has another checksum and was thrown away");
         }
         Err(ShardError::DamagedFile {
             path: path.to_owned(),
@@ -79,7 +80,10 @@ impl Cache {
     pub(crate) fn remove(&self, entry: &FileEntry) -> Result<bool, ShardError> {
         let path = self.copy_path(entry);
         match fs::remove_file(&path) {
-            Ok(()) => Ok(true),
+            Ok(()) => {
+                tracing::warn!(file = entry.file, copy = %path.display(), "a damaged local copy was thrown away");
+                Ok(true)
+            }
             Err(fault) if fault.kind() == ErrorKind::NotFound => Ok(false),
             Err(fault) => Err(at(&path, "remove")(fault)),
         }

@@ -188,6 +188,8 @@ pub(crate) fn to_service_error(error: &DatasetError) -> ServiceError {
         | DatasetError::TooLarge { .. }
         | DatasetError::TooLong { .. } => ErrorKind::InvalidRequest,
         error if error.is_damage() => ErrorKind::Damaged,
+        // The store may be back in a moment, or another replica may reach it.
+        error if error.may_pass() => ErrorKind::Unavailable,
         _ => ErrorKind::Internal,
     };
     let mut message = error.to_string();

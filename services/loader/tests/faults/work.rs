@@ -7,6 +7,8 @@ use vela_client::{ClientError, ClientOptions, RemoteSource};
 use vela_dataset::{Dataset, LocalSource, Partition};
 use vela_types::{Batch, BatchSource, BatchSpec, Fingerprint, HostTensor};
 
+use crate::record::Record;
+
 /// Names everything that is in a batch.
 pub(crate) fn digest(batch: &Batch) -> Fingerprint {
     let Batch { position, num_micro, step_label_tokens, .. } = batch;
@@ -90,4 +92,31 @@ pub(crate) fn assert_exactly_once(ranks: &[Consumed], num_samples: u64, epochs: 
     let mut counts = vec![0; num_samples as usize];
     ranks.iter().flat_map(|rank| &rank.ids).for_each(|&id| counts[id as usize] += 1);
     assert!(counts.iter().all(|&count| count == epochs), "each of {num_samples} samples {epochs} times: {counts:?}");
+}
+
+/// Fails unless `record` is that of `epochs` whole epochs, step by step what the data set gives `partition`.
+pub(crate) fn assert_record(
+    record: &Record,
+    dataset: &Arc<Dataset>,
+    spec: &BatchSpec,
+    partition: Partition,
+    epochs: u64,
+) {
+    let mut source = local(dataset, spec, partition);
+    let steps = source.steps_per_epoch();
+    assert!(record.epochs.keys().copied().eq(0..epochs), "{:?}", record.epochs.keys());
+    let mut expected = Record::default();
+    for _ in 0..epochs * steps {
+        let mut batches = vec![source.next_batch().expect("a batch")];
+        while batches.last().is_some_and(|batch| batch.position.micro + 1 < batch.num_micro) {
+            batches.push(source.next_batch().expect("a batch"));
+        }
+        expected.add_step(&batches, source.cursor(), true);
+    }
+    assert_eq!(record.cursor, expected.cursor);
+    for (epoch, expected) in &expected.epochs {
+        let found = &record.epochs[epoch];
+        assert_eq!((found.num_steps, found.num_ids), (steps, expected.num_ids), "epoch {epoch} of {partition:?}");
+        assert_eq!(found.chain, expected.chain, "epoch {epoch} of {partition:?}: other batches");
+    }
 }
