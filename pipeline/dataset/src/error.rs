@@ -162,9 +162,10 @@ impl DatasetError {
         }
     }
 
-    /// True if a remote store refused or did not answer: another try may succeed.
+    /// True if a remote store refused or did not answer, or its cache has no room beside the batches being made: another try
+    /// may succeed.
     pub fn may_pass(&self) -> bool {
-        matches!(self, Self::Shard(ShardError::Remote { .. }))
+        matches!(self, Self::Shard(ShardError::Remote { .. } | ShardError::CacheFull { .. }))
     }
 
     /// True if stored bytes are wrong or gone.

@@ -19,7 +19,7 @@ pub(crate) struct ShardSet {
     pub(crate) profile: LengthProfile,
     /// Rows before each shard.
     pub(crate) first_rows: Vec<u64>,
-    /// Opened when a record of theirs is first read, and again when a local copy turned out damaged.
+    /// Opened when a record of theirs is first read, and again when a local copy turned out damaged or had to make room.
     readers: Vec<RwLock<Option<Arc<ShardReader>>>>,
 }
 
@@ -114,7 +114,15 @@ impl ShardSet {
         if let Some(reader) = slot.as_ref() {
             return Ok(Arc::clone(reader));
         }
-        let reader = ShardReader::open(self.store.as_ref(), &self.manifest.shards[shard])?;
+        let open = || ShardReader::open(self.store.as_ref(), &self.manifest.shards[shard]);
+        let reader = match open() {
+            // A shard that is open keeps its place in the cache; those that are not being read give it up.
+            Err(ShardError::CacheFull { .. }) => {
+                self.close_others(shard);
+                open()?
+            }
+            opened => opened?,
+        };
         let expected = self.manifest.info().processor.image_shape;
         if reader.image_shape() != expected {
             return Err(DatasetError::Shard(ShardError::DamagedFile {
@@ -125,6 +133,14 @@ impl ShardSet {
             }));
         }
         Ok(Arc::clone(slot.insert(Arc::new(reader))))
+    }
+
+    /// Closes all shards but `kept`. Who is reading one still has it, and one that is being opened is passed over.
+    fn close_others(&self, kept: usize) {
+        let others = self.readers.iter().enumerate().filter(|(shard, _)| *shard != kept);
+        for mut slot in others.filter_map(|(_, slot)| slot.try_write().ok()) {
+            *slot = None;
+        }
     }
 }
 
