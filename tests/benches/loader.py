@@ -1,91 +1,98 @@
-"""Samples per second of Vela's loader, in process and over gRPC, beside MosaicML streaming reading the same tensors.
+"""Samples per second of Vela's loader beside its peers, on the same machine and the same bytes.
 
-    python tests/benches/loader.py [--seconds 5] [--repeats 3] [--profile release]
+    python tests/benches/loader.py --peer mosaicml=PYTHON --peer wds=PYTHON --peer lit=PYTHON --peer huggingface=PYTHON \\
+        --peer flight=PYTHON --peer tfdata=PYTHON [--seconds 5] [--repeats 7] [--profile release]
 
-Both sides hold 512 samples of 3x336x336 u8 pixels and 500 tokens with labels in a temporary folder, read in shuffled order, and hand out
-batches of 32. Vela's side is
-`services/loader/examples/loader_throughput.rs`, built here; server and client share the machine. Competitors
-run in turn, `repeats` times. It prints one JSON line with medians, minima and maxima in samples per second.
+A peer is a script of `peers/`, run by the Python of its own virtual environment (`peers/requirements.txt` names what each needs). All hold the
+same number of samples of 3x336x336 u8 pixels, 512 token ids and 512 labels in a temporary folder, read them shuffled and hand out batches of 32. Vela's side is
+`services/loader/examples/loader_throughput.rs`, built here: in process, over loopback from a `loader` process, encrypted, and what bare TCP
+carries. Readers that have workers are run with none, one and two. Competitors run in turn, `repeats` times. It prints one JSON line: medians, minima and maxima in samples per second, medians of CPU
+seconds per gigabyte (all processes of a competitor), and Vela's ratios to the best peer in process and over a network or with workers.
 """
 
 import argparse
 import json
 import statistics
 import subprocess
+import sys
 import tempfile
-import time
 from pathlib import Path
 
-import numpy as np
+HERE = Path(__file__).parent
+# Whether a peer runs with workers; the others have a server process.
+WITH_WORKERS = {"mosaicml": True, "wds": True, "lit": True, "huggingface": True, "flight": False, "tfdata": False}
 
-SAMPLES, SIDE, TOKENS, BATCH = 512, 336, 500, 32
 
-
-def vela(folder: Path, example: str, seconds: float) -> dict:
-    command = [folder / example, "--seconds", str(int(seconds))]
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=True)
+def last_line(command: list) -> dict:
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
+    if done.returncode != 0:
+        raise SystemExit(f"{command} failed:\n{done.stderr[-3000:]}")
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def write_streaming(folder: str) -> None:
-    from streaming import MDSWriter
-
-    columns = {"pixels": "bytes", "input_ids": "bytes", "labels": "bytes"}
-    with MDSWriter(out=folder, columns=columns, size_limit="64mb") as writer:
-        for index in range(SAMPLES):
-            random = np.random.default_rng(index)
-            ids = random.integers(0, 400, TOKENS, dtype=np.int32).tobytes()
-            pixels = random.integers(0, 256, 3 * SIDE * SIDE, dtype=np.uint8).tobytes()
-            writer.write({"pixels": pixels, "input_ids": ids, "labels": ids})
-
-
-def streaming(folder: str, seconds: float) -> float:
-    import torch
-    from streaming import StreamingDataset
-    from torch.utils.data import DataLoader
-
-    def collate(rows):
-        def stack(name, kind):
-            return torch.stack([torch.frombuffer(bytearray(row[name]), dtype=kind) for row in rows])
-
-        return stack("pixels", torch.uint8).view(-1, 3, SIDE, SIDE), stack("input_ids", torch.int32), stack("labels", torch.int32)
-
-    dataset = StreamingDataset(local=folder, shuffle=True, batch_size=BATCH)
-    loader = DataLoader(dataset, batch_size=BATCH, num_workers=0, collate_fn=collate)
-    for _ in loader:
-        pass
-    start, samples = time.monotonic(), 0
-    while time.monotonic() - start < seconds:
-        for batch in loader:
-            samples += len(batch[0])
-    return samples / (time.monotonic() - start)
+def competitors(peers: dict[str, str]) -> list[tuple[str, str, int]]:
+    """Name, Python and workers of each run."""
+    runs = []
+    for name, python in peers.items():
+        for workers in (0, 1, 2) if WITH_WORKERS[name] else (0,):
+            runs.append((name, python, workers))
+    return runs
 
 
 def summary(values: list[float]) -> dict:
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
+def run_all(options, folder: Path, examples: Path) -> tuple[dict, dict]:
+    rates, costs = {}, {}
+
+    def note(name: str, report: dict) -> None:
+        rates.setdefault(name, []).append(report["samples_per_second"])
+        costs.setdefault(name, []).append(report["cpu_seconds_per_gigabyte"])
+
+    for repeat in range(options.repeats):
+        report = last_line([examples / "loader_throughput", "--seconds", options.seconds, "--samples", options.samples])
+        for name in ("in_process", "grpc", "tls"):
+            there = report[name]["server_cpu_seconds_per_gigabyte"]
+            note(f"vela_{name}", {**report[name], "cpu_seconds_per_gigabyte": report[name]["cpu_seconds_per_gigabyte"] + there})
+            costs.setdefault(f"vela_{name}_client", []).append(report[name]["cpu_seconds_per_gigabyte"])
+        for name in ("grpc", "raw_tcp"):
+            rates.setdefault(f"{name}_gigabytes", []).append(report[name]["gigabytes_per_second"])
+        for name, python, workers in competitors(options.peers):
+            script = HERE / "peers" / f"{name}.py"
+            if repeat == 0 and workers == 0:
+                command = [python, script, "--folder", folder, "--samples", options.samples, "--write"]
+                subprocess.run([str(part) for part in command], check=True, stdout=subprocess.DEVNULL)
+            command = [python, script, "--folder", folder, "--seconds", options.seconds, "--workers", workers]
+            note(f"{name}_{workers}", last_line(command))
+            print(name, workers, rates[f"{name}_{workers}"][-1], file=sys.stderr)
+    return rates, costs
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
+    parser.add_argument("--peer", action="append", default=[], metavar="NAME=PYTHON")
+    parser.add_argument("--samples", type=int, default=3072)
     parser.add_argument("--seconds", type=float, default=5)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--profile", default="release")
     options = parser.parse_args()
-    build = ["cargo", "build", "--profile", options.profile, "--workspace", "--examples"]
+    options.peers = dict(peer.split("=", 1) for peer in options.peer)
+    build = ["cargo", "build", "--profile", options.profile, "-p", "vela-loader", "--bins", "--examples"]
     subprocess.run(build, check=True)
-    folder = Path("target") / {"dev": "debug"}.get(options.profile, options.profile) / "examples"
-    rates: dict[str, list[float]] = {}
-    with tempfile.TemporaryDirectory() as scratch:
-        write_streaming(scratch)
-        for _ in range(options.repeats):
-            report = vela(folder, "loader_throughput", options.seconds)
-            rates.setdefault("vela_in_process", []).append(report["in_process"]["samples_per_second"])
-            rates.setdefault("vela_grpc", []).append(report["grpc"]["samples_per_second"])
-            rates.setdefault("mosaicml_streaming", []).append(streaming(scratch, options.seconds))
+    examples = Path("target") / {"dev": "debug"}.get(options.profile, options.profile) / "examples"
+    with tempfile.TemporaryDirectory() as folder:
+        rates, costs = run_all(options, Path(folder), examples)
     result = {name: summary(values) for name, values in rates.items()}
-    peer = result["mosaicml_streaming"]["median"]
-    ratios = {f"{name}_ratio": result[name]["median"] / peer for name in ("vela_in_process", "vela_grpc")}
-    print(json.dumps({"batch": BATCH, "samples_per_second": result, **ratios}))
+    median = {name: statistics.median(values) for name, values in rates.items()}
+    ratios = {"grpc_to_raw_tcp": median["grpc_gigabytes"] / median["raw_tcp_gigabytes"]}
+    of_peers = {name: rate for name, rate in median.items() if name.rsplit("_", 1)[0] in options.peers}
+    if of_peers:
+        ratios["in_process_to_best_peer"] = median["vela_in_process"] / max(of_peers.values())
+        elsewhere = {name: rate for name, rate in of_peers.items() if not (name.endswith("_0") and WITH_WORKERS[name[:-2]])}
+        ratios["grpc_to_best_peer_elsewhere"] = median["vela_grpc"] / max(elsewhere.values())
+    costs = {name: statistics.median(values) for name, values in costs.items()}
+    print(json.dumps({"rates": result, "cpu_seconds_per_gigabyte": costs, "ratios": ratios}))
 
 
 if __name__ == "__main__":

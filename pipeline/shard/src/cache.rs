@@ -49,8 +49,10 @@ impl Cache {
     /// The mapped copy of `entry`, made by `fetch` if there is none. `path` names the remote file in messages.
     pub(crate) fn open(&self, path: &str, entry: &FileEntry, fetch: &Fetch<'_>) -> Result<Bytes, ShardError> {
         if let Some(copy) = self.find(entry)? {
+            metrics::counter!("vela_cache_hits_total").increment(1);
             return Ok(copy);
         }
+        metrics::counter!("vela_cache_misses_total").increment(1);
         let folder = &self.settings.folder;
         fs::create_dir_all(folder).map_err(at(folder, "create the folder"))?;
         let _making = self.lock(&format!("{LOCK_PREFIX}{:02}", entry.checksum.0[0] % NUM_LOCKS))?;
@@ -66,6 +68,7 @@ impl Cache {
             {
                 return Ok(copy);
             }
+            tracing::warn!(path, expected = %entry.checksum, %found, "a copy has another checksum and was thrown away");
         }
         Err(ShardError::DamagedFile {
             path: path.to_owned(),
@@ -79,7 +82,10 @@ impl Cache {
     pub(crate) fn remove(&self, entry: &FileEntry) -> Result<bool, ShardError> {
         let path = self.copy_path(entry);
         match fs::remove_file(&path) {
-            Ok(()) => Ok(true),
+            Ok(()) => {
+                tracing::warn!(file = entry.file, copy = %path.display(), "a damaged local copy was thrown away");
+                Ok(true)
+            }
             Err(fault) if fault.kind() == ErrorKind::NotFound => Ok(false),
             Err(fault) => Err(at(&path, "remove")(fault)),
         }
@@ -111,6 +117,7 @@ impl Cache {
         let mut file = self.reserve(&partial, entry.bytes)?;
         let mut hasher = blake3::Hasher::new();
         let fetched = fetch(&mut |bytes| {
+            metrics::counter!("vela_cache_fetched_bytes_total").increment(bytes.len() as u64);
             hasher.update(bytes);
             file.write_all(bytes).map_err(at(&partial, "write"))
         });

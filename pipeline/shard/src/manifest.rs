@@ -1,6 +1,6 @@
 //! The manifest: what makes a folder of shards a data set.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 use vela_types::{DatasetInfo, Fingerprint, ImageShape, ProcessorSummary, RecordLengths};
@@ -190,11 +190,16 @@ impl Manifest {
         if self.totals != Totals::of(&self.shards) {
             return damaged("totals", format!("{:?}", Totals::of(&self.shards)), format!("{:?}", self.totals));
         }
-        let names = self.shards.iter().map(|shard| &shard.file).chain([&self.lengths.file]);
-        match names.into_iter().find(|name| !is_plain_name(name)) {
-            None => Ok(()),
-            Some(name) => damaged("file name", "a name without folders".to_owned(), name.clone()),
+        let mut seen = BTreeSet::new();
+        for name in self.shards.iter().map(|shard| &shard.file).chain([&self.lengths.file]) {
+            if !is_plain_name(name) {
+                return damaged("file name", "a name without folders".to_owned(), name.clone());
+            }
+            if !seen.insert(name) {
+                return damaged("file name", "each name once".to_owned(), format!("`{name}` more than once"));
+            }
         }
+        Ok(())
     }
 
     /// Opens the lengths index and verifies it against this manifest.

@@ -22,6 +22,8 @@ pub struct ClientOptions {
     /// How long the stream tries to come back before it gives up, counted from the moment a working stream was lost; and how long a server
     /// has to describe its data, which takes long where it has to plan packed rows first.
     pub give_up_after: Duration,
+    /// How long a silent connection is trusted: then the server is asked, and given up if it does not answer in as long.
+    pub keepalive: Duration,
     /// Largest batch accepted from a server.
     pub max_batch_bytes: usize,
 }
@@ -76,6 +78,7 @@ impl Default for ClientOptions {
             connect_timeout: Duration::from_secs(5),
             stall_after: Duration::from_secs(60),
             give_up_after: Duration::from_secs(120),
+            keepalive: Duration::from_secs(10),
             max_batch_bytes: 4 << 30,
         }
     }

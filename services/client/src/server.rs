@@ -22,9 +22,6 @@ use crate::{ClientError, ClientOptions, TlsOptions, Token};
 /// Room for a fast link with some delay; memory stays bounded by the byte credit, which is less or more.
 const STREAM_WINDOW_BYTES: u32 = 16 << 20;
 
-/// A server that answers no ping for this long after one is lost.
-const KEEPALIVE: Duration = Duration::from_secs(10);
-
 /// What a server says of the data under a spec.
 #[derive(Debug)]
 pub(crate) struct Description {
@@ -95,8 +92,8 @@ impl Server {
             .max_frame_size(MAX_FRAME_BYTES)
             .initial_stream_window_size(STREAM_WINDOW_BYTES)
             .initial_connection_window_size(2 * STREAM_WINDOW_BYTES)
-            .http2_keep_alive_interval(KEEPALIVE)
-            .keep_alive_timeout(KEEPALIVE)
+            .http2_keep_alive_interval(options.keepalive)
+            .keep_alive_timeout(options.keepalive)
             .keep_alive_while_idle(true);
         let bearer = Bearer::new(options.token.as_ref())?;
         let ClientOptions { connect_timeout: timeout, give_up_after: patience, .. } = *options;

@@ -2,7 +2,7 @@
 //! encrypted, and what bare TCP carries of the same bytes.
 //!
 //! `loader_throughput [--shards URL] [--seconds S] [--side PIXELS] [--micro-batch N]` prints one JSON object; CPU seconds per gigabyte are told for
-//! each process apart. Without `--shards` it makes 512 samples of random pixels and some 512 tokens. The binary `loader` is taken from the
+//! each process apart. Without `--shards` it makes samples of random pixels and 512 tokens. The binary `loader` is taken from the
 //! folder above the example's own.
 
 use std::error::Error;
@@ -34,6 +34,9 @@ struct Args {
     /// Seconds to measure each way.
     #[arg(long, default_value_t = 5.0)]
     seconds: f64,
+    /// Samples that are made.
+    #[arg(long, default_value_t = 512)]
+    samples: u64,
     /// Height and width of made images.
     #[arg(long, default_value_t = 336)]
     side: u32,
@@ -57,7 +60,8 @@ fn measure(args: &Args) -> Result<Value, Failure> {
     let folder = tempfile::tempdir()?;
     let url = args.shards.clone().unwrap_or_else(|| folder.path().display().to_string());
     if args.shards.is_none() {
-        let plan = shards::Plan { num_samples: 512, side: args.side, always_image: true, num_tokens: 500, seed: 1 };
+        let plan =
+            shards::Plan { num_samples: args.samples, side: args.side, always_image: true, num_tokens: 512, seed: 1 };
         shards::write(folder.path(), &plan);
     }
     let micro_batch = args.micro_batch;

@@ -8,7 +8,7 @@ use vela_dataset::{BlendPart, DEFAULT_MAX_BATCH_BYTES, DamagePolicy, Weight};
 use vela_runtime::{ByteSize, Period, clap};
 
 use crate::tenants::Offer;
-use crate::{DEFAULT_DATASET, DatasetConfig, LoaderError, TlsFiles};
+use crate::{DEFAULT_DATASET, DatasetConfig, LoaderError, RELOAD_EVERY, TlsFiles};
 
 const DEFAULT_MAX_CONSUMERS: u32 = 64;
 const DEFAULT_MAX_CONNECTIONS: u32 = 512;
@@ -88,7 +88,9 @@ fn tls_files(
     client_authority: Option<PathBuf>,
 ) -> Result<Option<TlsFiles>, LoaderError> {
     match (certificate, key, client_authority) {
-        (Some(certificate), Some(key), client_authority) => Ok(Some(TlsFiles { certificate, key, client_authority })),
+        (Some(certificate), Some(key), client_authority) => {
+            Ok(Some(TlsFiles { certificate, key, client_authority, reload_every: RELOAD_EVERY }))
+        }
         (Some(_), None, _) => Err(LoaderError::Alone { flag: "--tls-cert", other: "--tls-key" }),
         (None, Some(_), _) => Err(LoaderError::Alone { flag: "--tls-key", other: "--tls-cert" }),
         (None, None, Some(_)) => Err(LoaderError::Alone { flag: "--client-ca", other: "--tls-cert" }),

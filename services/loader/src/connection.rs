@@ -34,8 +34,8 @@ const HANDSHAKES_PER_ADDRESS: usize = 64;
 const FIRST_WORD: Duration = Duration::from_secs(10);
 /// Connections between the door and the server.
 const QUEUED_CONNECTIONS: usize = 64;
-/// How often the files are looked at for newer certificates.
-const RELOAD_EVERY: Duration = Duration::from_secs(10);
+/// How often files are looked at for newer certificates, unless told otherwise.
+pub const RELOAD_EVERY: Duration = Duration::from_secs(10);
 
 /// Where certificates lie.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,6 +46,8 @@ pub struct TlsFiles {
     pub key: PathBuf,
     /// Authorities of client certificates, PEM; with it, only clients that have one are let in.
     pub client_authority: Option<PathBuf>,
+    /// How long the files are trusted before a new connection has them looked at again.
+    pub reload_every: Duration,
 }
 
 /// What is known of the other side of a connection.
@@ -150,7 +152,7 @@ impl Certificates {
     /// What a new connection is accepted with. Files that cannot be used any more leave what there was.
     fn acceptor(&self) -> TlsAcceptor {
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
-        if current.looked_at.elapsed().is_ok_and(|since| since >= RELOAD_EVERY) {
+        if current.looked_at.elapsed().is_ok_and(|since| since >= self.files.reload_every) {
             current.looked_at = SystemTime::now();
             let stamps = stamps(&self.files);
             if stamps != current.stamps {

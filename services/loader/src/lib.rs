@@ -18,7 +18,7 @@ mod tenants;
 
 pub use catalog::{DEFAULT_DATASET, DatasetConfig};
 pub use config::{ServeArgs, ServeConfig};
-pub use connection::TlsFiles;
+pub use connection::{RELOAD_EVERY, TlsFiles};
 pub use error::LoaderError;
-pub use health::check_health;
+pub use health::{HealthTls, check_health};
 pub use server::{LoaderReport, RunningLoader, serve};

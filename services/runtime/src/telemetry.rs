@@ -6,8 +6,8 @@ use tracing_subscriber::EnvFilter;
 
 use crate::progress;
 
-/// Used where `RUST_LOG` is not set: Vela's own news, others' warnings.
-const DEFAULT_FILTER: &str = "warn,vela=info";
+/// Used where `RUST_LOG` is not set: Vela's own news, others' warnings, and what object stores are asked for once more.
+const DEFAULT_FILTER: &str = "warn,vela=info,object_store::client=info";
 
 /// Installs the log subscriber; a second call in one process changes nothing.
 pub(crate) fn install() {

@@ -1,42 +1,117 @@
-"""Token counts of real LLaVA-Instruct questions and answers, by kind, for the packing example.
+#!/usr/bin/env python3
+"""Writes packing.json: rows of packed samples by an implementation that shares nothing with Vela's.
 
-Reads the LLaVA files below VELA_DATA (default ../shared/data): 90 + 90 GPT-4 answers about COCO photos and the few-shot dialogues that
-LLaVA-Instruct-150K was generated from; counts tokens with Qwen2.5's tokenizer (transformers). Writes instruct_pairs.json: per kind a list
-of [question tokens, answer tokens], and the tokens that ChatML adds per dialogue and per pair.
+It follows docs/determinism.md, section "Packing plan", in plain Python. Requirements: none beyond Python 3.9.
+
+    python tests/golden/packing/make.py            # rewrites packing.json beside this file, in seconds
 """
-
 import json
-import os
-import re
-from pathlib import Path
+import pathlib
+import random
 
-from transformers import AutoTokenizer
-
-data = Path(os.environ.get("VELA_DATA", "../shared/data"))
-tokenizer = AutoTokenizer.from_pretrained(data / "tokenizers/qwen2.5-0.5b-instruct")
+COMBINATIONS = 25
+WELL_FILLED = 0.97
 
 
-def count(text):
-    return len(tokenizer(text, add_special_tokens=False)["input_ids"])
+class Stock:
+    """Samples left, by tokens; a class gives its last sample first."""
+
+    def __init__(self, items):
+        self.items, self.classes = items, {}
+        for at in sorted(range(len(items)), key=lambda at: (items[at][1], -at)):
+            self.classes.setdefault(items[at][0], []).append(at)
+
+    def lengths(self):
+        return [tokens for tokens, left in sorted(self.classes.items()) if left]
+
+    def candidate(self, most, below, room_images):
+        """The longest class of at most `most` tokens and fewer than `below` whose next sample fits."""
+        for tokens in reversed(self.lengths()):
+            if tokens <= most and tokens < below and self.items[self.classes[tokens][-1]][1] <= room_images:
+                return tokens
+        return None
 
 
-def lines(path):
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+def fill(stock, room, images, first):
+    """Classes that fill the room best, in the order of the search."""
+    lengths = stock.lengths()
+    if not lengths:
+        return []
+    shortest, least, best, chosen = lengths[0], None, [], []
+    following = stock.candidate(room, first + 1, images)
+    for _ in range(COMBINATIONS):
+        while following is not None:
+            at = stock.classes[following].pop()
+            chosen.append((following, at))
+            room, images = room - following, images - stock.items[at][1]
+            following = stock.candidate(room, following + 1, images)
+        if least is None or room < least:
+            least, best = room, [tokens for tokens, _ in chosen]
+        while least > 0 and chosen and following is None:
+            tokens, at = chosen.pop()
+            stock.classes[tokens].append(at)
+            room, images = room + tokens, images + stock.items[at][1]
+            if room >= shortest:
+                following = stock.candidate(room - shortest, tokens, images)
+        if following is None:
+            break
+    for tokens, at in reversed(chosen):
+        stock.classes[tokens].append(at)
+    return best
 
 
-pairs = {"conv": [], "detail": [], "complex": []}
-for row in lines(data / "llava/coco2014_val_gpt4_qa_30x3.jsonl"):
-    pairs[row["type"]].append([count(row["instruction"]), count(row["output"])])
-questions = {row["question_id"]: row["text"] for row in lines(data / "llava/qa90_questions.jsonl")}
-for row in lines(data / "llava/qa90_gpt4_answer.jsonl"):
-    pairs[row["category"]].append([count(questions[row["question_id"]]), count(row["text"])])
-for kind, folder in [("conv", "conversation"), ("complex", "complex_reasoning")]:
-    for path in sorted((data / "llava/prompts" / folder).glob("*_conv.txt")):
-        text = path.read_text(encoding="utf-8")
-        found = re.findall(r"Question:\n(.*?)\n===\nAnswer:\n(.*?)(?=\n===\n|\Z)", text, re.S)
-        pairs[kind].extend([count(question), count(answer)] for question, answer in found)
+def exact_fit(tokens, images, items):
+    stock, rows = Stock(items), []
+    while stock.lengths():
+        first = stock.lengths()[-1]
+        row = [stock.classes[first].pop()]
+        for taken in fill(stock, tokens - first, images - items[row[0]][1], first):
+            row.append(stock.classes[taken].pop())
+        rows.append(row)
+    return rows
 
-per_dialogue = count("<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n")
-per_pair = count("<|im_start|>user\n<|im_end|>\n<|im_start|>assistant\n<|im_end|>\n")
-out = {"per_dialogue": per_dialogue, "per_pair": per_pair, "pairs": pairs}
-Path(__file__).with_name("instruct_pairs.json").write_text(json.dumps(out) + "\n", encoding="utf-8")
+
+def first_fit(tokens, images, items):
+    rows = []
+    for at in sorted(range(len(items)), key=lambda at: (-items[at][0], at)):
+        for row in rows:
+            if sum(items[other][0] for other in row) + items[at][0] <= tokens and sum(items[other][1] for other in row) + items[at][1] <= images:
+                row.append(at)
+                break
+        else:
+            rows.append([at])
+    return rows
+
+
+def pack(tokens, images, items):
+    rows = exact_fit(tokens, images, items)
+    if sum(item[0] for item in items) < WELL_FILLED * len(rows) * tokens:
+        others = first_fit(tokens, images, items)
+        if len(others) < len(rows):
+            rows = others
+    return sorted(sorted(row) for row in rows)
+
+
+def cases():
+    draw = random.Random(20261121)
+    captions = lambda: (round(draw.lognormvariate(4.5, 0.6)) + 196, 1)
+    dialogues = lambda: (min(2048, round(draw.lognormvariate(5.5, 0.8)) + draw.choice([0, 576, 576, 1152])), draw.choice([0, 1, 1, 2]))
+    small = lambda: (draw.randint(0, 20), draw.randint(0, 3))
+    few_lengths = lambda: (draw.choice([3, 5, 900, 1000]), 1)
+    # Tokens and images of a row, samples of a window.
+    yield from (((2048, 16), [captions() for _ in range(300)]), ((2048, 3), [dialogues() for _ in range(200)]))
+    yield from (((2048, 8), [few_lengths() for _ in range(40)]), ((1, 1), [(1, 0), (0, 1), (0, 1), (1, 1)]), ((10, 1), []))
+    for _ in range(40):
+        yield (draw.randint(20, 60), draw.randint(3, 8)), [small() for _ in range(draw.randint(1, 60))]
+
+
+def main():
+    written = [
+        {"tokens": tokens, "images": images, "items": items, "rows": pack(tokens, images, items)} for (tokens, images), items in cases()
+    ]
+    assert all(sorted(sum(case["rows"], [])) == list(range(len(case["items"]))) for case in written)
+    pathlib.Path(__file__).with_name("packing.json").write_text(json.dumps(written, separators=(",", ":")) + "\n")
+
+
+if __name__ == "__main__":
+    main()

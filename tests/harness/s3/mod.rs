@@ -36,6 +36,27 @@ pub enum Fault {
     WrongTag,
     /// One bit of the answer's body is wrong.
     FlipBit,
+    /// The answer to a range has half of its bytes, and says so.
+    ShortAnswer,
+}
+
+/// What a flaky server does to requests that read.
+const FLAKES: [Fault; 7] = [
+    Fault::Status(429),
+    Fault::Status(500),
+    Fault::Status(503),
+    Fault::CutAnswer,
+    Fault::LoseAnswer,
+    Fault::ShortAnswer,
+    Fault::Delay(Duration::from_millis(60)),
+];
+
+/// Faults by chance, the same for the same seed and order of requests.
+#[derive(Clone, Copy, Debug)]
+struct Flakiness {
+    seed: u64,
+    /// Of a hundred requests that read.
+    percent: u64,
 }
 
 /// Which requests a fault strikes.
@@ -56,6 +77,10 @@ struct State {
     uploads: BTreeMap<String, (String, BTreeMap<u32, Vec<u8>>)>,
     num_uploads: usize,
     troubles: Vec<Trouble>,
+    flakiness: Option<Flakiness>,
+    /// Reads so far, and faults of them by chance.
+    num_reads: u64,
+    flakes: BTreeMap<String, u64>,
     /// Method, key and query of every request.
     requests: Vec<String>,
     page_keys: Option<usize>,
@@ -125,9 +150,21 @@ impl S3Server {
         self.lock().troubles.push(Trouble { method, mark: mark.to_owned(), fault, times });
     }
 
+    /// From now on `percent` of the requests that read meet a fault: 429, 500, 503, a cut, lost, short or late answer.
+    pub fn make_flaky(&self, seed: u64, percent: u64) {
+        self.lock().flakiness = Some(Flakiness { seed, percent });
+    }
+
+    /// Faults so far that came by chance, by kind.
+    pub fn flakes(&self) -> BTreeMap<String, u64> {
+        self.lock().flakes.clone()
+    }
+
     /// Ends all faults.
     pub fn heal(&self) {
-        self.lock().troubles.clear();
+        let mut state = self.lock();
+        state.troubles.clear();
+        state.flakiness = None;
     }
 
     /// Lists at most `keys` keys per answer.
@@ -209,6 +246,12 @@ fn respond(request: &Request, state: &Mutex<State>, writer: &mut TcpStream) -> O
         _ if !lock(state).allows(request) => Response::error(403, "AccessDenied"),
         _ => lock(state).answer(request),
     };
+    // A whole object that comes short by its own length cannot be told from a short object.
+    let is_ranged = request.header("range").is_some();
+    let fault = if fault == Some(Fault::ShortAnswer) && !is_ranged { Some(Fault::CutAnswer) } else { fault };
+    if fault == Some(Fault::ShortAnswer) {
+        response.body.truncate(response.body.len() / 2);
+    }
     response.is_head = request.method == "HEAD";
     match fault {
         Some(Fault::LoseAnswer) => return None,
@@ -250,7 +293,24 @@ impl State {
             trouble.fault
         });
         self.requests.push(line);
-        fault
+        fault.or_else(|| self.draw_flake(request))
+    }
+
+    fn draw_flake(&mut self, request: &Request) -> Option<Fault> {
+        let Flakiness { seed, percent } = self.flakiness?;
+        if !["GET", "HEAD"].contains(&request.method.as_str()) {
+            return None;
+        }
+        self.num_reads += 1;
+        let mut hasher = DefaultHasher::new();
+        (seed, self.num_reads).hash(&mut hasher);
+        let draw = hasher.finish();
+        if draw % 100 >= percent {
+            return None;
+        }
+        let fault = FLAKES[(draw / 100) as usize % FLAKES.len()];
+        *self.flakes.entry(format!("{fault:?}")).or_default() += 1;
+        Some(fault)
     }
 }
 

@@ -25,12 +25,17 @@ const PREFIX: &str = "step-";
 /// weight and no learning rate of the steps already made: where results go, how batches travel (the data's fingerprint
 /// is compared instead), how a step is cut into micro-batches (sums are then rounded in another order), and the length
 /// of the run (the schedule is that of the new length from the next step on).
-const FREE_KEYS: [&str; 9] = [
+const FREE_KEYS: [&str; 14] = [
     "run.output",
     "run.epochs",
     "run.max_steps",
     "data.shards",
     "data.loader",
+    "data.dataset",
+    "data.token_file",
+    "data.authority",
+    "data.certificate",
+    "data.key",
     "data.prefetch",
     "data.max_batch_bytes",
     "data.validation",

@@ -1,14 +1,15 @@
 //! Where batches come from, and whether they belong to the model.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
-use vela_client::RemoteSource;
-use vela_dataset::{Dataset, LocalSource, Partition};
+use vela_client::{ClientOptions, RemoteSource, TlsOptions, Token};
+use vela_dataset::{BlendPart, Dataset, LocalSource, Partition, Weight};
 use vela_models::VlmConfig;
 use vela_types::{Batch, BatchSource, BatchSpec, Position, ProcessorSummary};
 
 use crate::error::TrainError;
-use crate::recipe::DataPlace;
+use crate::recipe::{DataPlace, RemotePlace};
 
 const VALIDATION_PREFETCH_BYTES: usize = 16 << 20;
 
@@ -28,17 +29,32 @@ pub(crate) fn open_source(
     limits: Limits,
 ) -> Result<Box<dyn BatchSource>, TrainError> {
     match place {
-        DataPlace::Shards(shards) => {
-            let fault = |source| TrainError::Shards { place: shards.clone(), source: Box::new(source) };
-            let dataset = Dataset::open(shards).map_err(fault)?.with_max_batch_bytes(limits.max_batch_bytes);
+        DataPlace::Shards(parts) => {
+            let place = parts.iter().map(|part| part.shards.as_str()).collect::<Vec<_>>().join(", ");
+            let fault = |source| TrainError::Shards { place: place.clone(), source: Box::new(source) };
+            let dataset = Dataset::open_blend(parts).map_err(fault)?.with_max_batch_bytes(limits.max_batch_bytes);
             let whole = Partition { rank: 0, world: 1 };
             Ok(Box::new(LocalSource::new(Arc::new(dataset), spec, whole, limits.prefetch_bytes).map_err(fault)?))
         }
-        DataPlace::Loader(address) => {
-            let fault = |source| TrainError::Loader { address: address.clone(), source: Box::new(source) };
-            Ok(Box::new(RemoteSource::connect(address, spec, 0, 1, limits.prefetch_bytes).map_err(fault)?))
+        DataPlace::Loader(remote) => {
+            let fault = |source| TrainError::Loader { address: remote.address.clone(), source: Box::new(source) };
+            let options = client_options(remote, limits)?;
+            Ok(Box::new(RemoteSource::connect_with(&remote.address, spec, 0, 1, options).map_err(fault)?))
         }
     }
+}
+
+/// The client's options with the files that the recipe names read.
+fn client_options(remote: &RemotePlace, limits: Limits) -> Result<ClientOptions, TrainError> {
+    let read = |path: &PathBuf| std::fs::read_to_string(path).map_err(TrainError::io("read", path));
+    let token = remote.token_file.as_ref().map(read).transpose()?.map(|text| Token::new(text.trim()));
+    let identity = match &remote.identity {
+        Some((certificate, key)) => Some((read(certificate)?, read(key)?)),
+        None => None,
+    };
+    let tls = TlsOptions { authorities: remote.authority.as_ref().map(read).transpose()?, identity };
+    let (dataset, prefetch_bytes) = (remote.dataset.clone(), limits.prefetch_bytes);
+    Ok(ClientOptions { dataset, token, tls, prefetch_bytes, ..ClientOptions::default() })
 }
 
 /// Refuses data made by another processor than the one that goes into the checkpoint.
@@ -99,9 +115,11 @@ pub(crate) fn open_validation(
     spec: &BatchSpec,
     limits: Limits,
 ) -> Result<Box<dyn BatchSource>, TrainError> {
-    let spec = BatchSpec { shuffle: false, global_batch: spec.micro_batch, ..spec.clone() };
+    let order = BatchSpec { shuffle: false, shuffle_window: 0, packing: None, ..spec.clone() };
+    let spec = BatchSpec { global_batch: spec.micro_batch, ..order };
     let limits = Limits { prefetch_bytes: VALIDATION_PREFETCH_BYTES, ..limits };
-    open_source(&DataPlace::Shards(shards.to_owned()), spec, limits)
+    let part = BlendPart { shards: shards.to_owned(), weight: Weight::ONE };
+    open_source(&DataPlace::Shards(vec![part]), spec, limits)
 }
 
 /// The next micro-batch, which must be the one at `position`: a stream that skips or repeats is an error.

@@ -27,8 +27,8 @@ pub use groups::{Component, TrainType};
 pub use metrics::{Rates, StepMetrics, read_metrics};
 pub use plot::loss_svg;
 pub use recipe::{
-    RawBatch, RawCheckpoint, RawData, RawGroup, RawGroups, RawLogging, RawModel, RawOptimizer, RawRecipe, RawRun,
-    RawSchedule, Recipe,
+    RawBatch, RawCheckpoint, RawData, RawGroup, RawGroups, RawLogging, RawModel, RawOptimizer, RawPacking, RawRecipe,
+    RawRun, RawSchedule, Recipe,
 };
 pub use run_folder::Resume;
 pub use schedule::Schedule;

@@ -11,7 +11,7 @@ use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 
 use super::options::Scheme;
-use super::{MAX_READ_BYTES, found_or_none, remote_fault, stopped};
+use super::{MAX_READ_BYTES, found_or_none, persist, remote_fault, stopped};
 use crate::ShardError;
 
 /// Ranges that are under way or wait for the sink.
@@ -45,7 +45,8 @@ impl Download {
                 let (room, tag) = (Arc::clone(&room), tag.clone());
                 async move {
                     room.acquire().await.map_err(|_| stopped())?.forget();
-                    read_range(client, location, range, tag).await
+                    // What comes short is asked for anew; a change of the object is not cured by that.
+                    persist(|| read_range(Arc::clone(&client), location.clone(), range.clone(), tag.clone())).await
                 }
             })
         };

@@ -273,7 +273,8 @@ where
     let started = Instant::now();
     for tries in 1..NUM_ANSWERS {
         match request().await {
-            Err(Error::Generic { .. }) if started.elapsed() < ANSWER_TIMEOUT => {
+            Err(fault @ Error::Generic { .. }) if started.elapsed() < ANSWER_TIMEOUT => {
+                tracing::warn!(%fault, tries, "a remote store's answer was of no use; asking again");
                 tokio::time::sleep(Duration::from_millis(50 << tries)).await;
             }
             answer => return answer,

@@ -1,10 +1,14 @@
 """The Python client against real loaders: VELA_LOADER is the binary, VELA_SHARDS a shard set with at least 20 samples."""
 
+import gc
 import json
 import os
+import pickle
 import re
+import signal
 import subprocess
 import sys
+import threading
 import unittest
 from pathlib import Path
 
@@ -135,7 +139,7 @@ class Streams(unittest.TestCase):
         small = self.open(prefetch_bytes=1)
         for batch in whole:
             self.assertTrue(equal(next(small), batch))
-            self.assertLessEqual(small._receiver._held, small._receiver._budget)
+            self.assertLessEqual(small._receiving[0]._held, small._receiving[0]._budget)
 
     def test_a_killed_loader_is_followed_by_the_next_and_nothing_is_lost(self):
         expected = self.epoch(self.open())
@@ -146,6 +150,50 @@ class Streams(unittest.TestCase):
             if number == 3:
                 mortal.kill()
             self.assertTrue(equal(next(stream), batch), number)
+
+    def test_a_loader_that_is_stuck_is_left_for_the_next(self):
+        expected = self.epoch(self.open())
+        stuck = Loader()
+        stream = BatchStream([stuck.address, self.loader.address], **SPEC, prefetch_bytes=1, stall_after=0.5)
+        self.addCleanup(stuck.kill)
+        self.addCleanup(stream.close)
+        for number, batch in enumerate(expected):
+            if number == 2:
+                stuck.process.send_signal(signal.SIGSTOP)
+            self.assertTrue(equal(next(stream), batch), number)
+
+    def test_a_stream_that_nobody_holds_is_ended(self):
+        before = threading.active_count()
+        stream = BatchStream(self.loader.address, **SPEC)
+        next(stream)
+        receiver = stream._receiving[0]._thread
+        self.assertTrue(receiver.is_alive())
+        del stream
+        gc.collect()
+        receiver.join(10)
+        self.assertFalse(receiver.is_alive())
+        self.assertLessEqual(threading.active_count(), before + 1)
+        with BatchStream(self.loader.address, **SPEC) as stream:
+            next(stream)
+            receiver = stream._receiving[0]._thread
+        self.assertFalse(receiver.is_alive())
+
+    def test_a_pickled_stream_goes_on_where_it_stood(self):
+        stream = self.open(packing=(4, 8))
+        while next(stream)["step"] == 0:
+            pass
+        stream.load_state_dict({**stream.state_dict(), "step": 1})
+        other = pickle.loads(pickle.dumps(stream))
+        self.addCleanup(other.close)
+        self.assertEqual(other.state_dict(), stream.state_dict())
+        self.assertTrue(equal(next(other), next(stream)))
+
+    def test_a_record_is_looked_up_at_whichever_replica_answers(self):
+        mortal = Loader()
+        stream = BatchStream([mortal.address, self.loader.address], **SPEC)
+        self.addCleanup(stream.close)
+        mortal.kill()
+        self.assertEqual(stream.lookup(3)["row"], self.open().lookup(3)["row"])
 
     def test_a_pytorch_data_loader_reads_it(self):
         try:

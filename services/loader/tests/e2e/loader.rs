@@ -59,19 +59,31 @@ pub(crate) fn command(args: &[&str]) -> Command {
     command
 }
 
+/// `loader serve` of one data set.
+pub(crate) fn serve_command(shards: &str, port: u16) -> Command {
+    let listen = loopback(port).to_string();
+    let mut serve = command(&["serve", "--json", "--shards", shards, "--listen", &listen]);
+    serve.stderr(Stdio::null());
+    serve
+}
+
 /// A `loader serve` process; killed when dropped.
 pub(crate) struct LoaderProcess(pub(crate) Child);
 
 impl LoaderProcess {
     /// Returns once the port accepts connections.
     pub(crate) fn start(folder: &Path, port: u16) -> Self {
-        let (shards, listen) = (folder.display().to_string(), loopback(port).to_string());
-        let mut serve = command(&["serve", "--json", "--shards", &shards, "--listen", &listen]);
-        let child = serve.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("a loader process");
-        let process = Self(child);
-        let deadline = Instant::now() + Duration::from_secs(20);
+        Self::spawn(serve_command(&folder.display().to_string(), port), port)
+    }
+
+    /// The same for a command of [`serve_command`] that was given more.
+    pub(crate) fn spawn(mut serve: Command, port: u16) -> Self {
+        let mut process = Self(serve.stdout(Stdio::piped()).spawn().expect("a loader process"));
+        let deadline = Instant::now() + Duration::from_secs(30);
         while TcpStream::connect(loopback(port)).is_err() {
             assert!(Instant::now() < deadline, "the loader does not listen on port {port}");
+            let end = process.0.try_wait().expect("our own child");
+            assert!(end.is_none(), "the loader ended before it listened on port {port}: {end:?}");
             std::thread::sleep(Duration::from_millis(20));
         }
         process

@@ -1,5 +1,6 @@
 //! The loader and its client over real sockets, against the read side in process.
 
+mod authority;
 mod bounds;
 mod calls;
 mod command;

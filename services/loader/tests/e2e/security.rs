@@ -7,8 +7,6 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use prost::Message;
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
-use sha2::{Digest, Sha256};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::metadata::MetadataValue;
 use tonic::transport::{Channel, Endpoint};
@@ -17,20 +15,17 @@ use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 use vela_client::{ClientOptions, RemoteSource, TlsOptions, Token};
-use vela_loader::{ServeConfig, TlsFiles};
+use vela_loader::{HealthTls, RELOAD_EVERY, ServeConfig, TlsFiles, check_health};
 use vela_proto::encode_spec;
 use vela_proto::v1::{self, loader_client::LoaderClient};
 use vela_types::BatchSource;
 
+use crate::authority::{Authority, digest};
 use crate::loader::{LocalLoader, loopback};
 use crate::shards;
 
 const SECRET: &str = "the-token-of-research";
 const OTHER: &str = "the-token-of-others";
-
-fn digest(bytes: impl AsRef<[u8]>) -> String {
-    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
-}
 
 /// A shard set as `train` and `val`; `research` may read the first, `others` the second.
 pub(crate) struct House {
@@ -274,39 +269,18 @@ fn a_tenant_at_its_limit_waits_and_holds_nobody_else_up() {
     }
 }
 
-/// An authority with a server's and a client's certificate.
-struct Authority {
-    issuer: CertifiedIssuer<'static, KeyPair>,
-}
-
-impl Authority {
-    fn new() -> Self {
-        let mut params = CertificateParams::new(Vec::new()).expect("a name");
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let key = KeyPair::generate().expect("a key");
-        Self { issuer: CertifiedIssuer::self_signed(params, key).expect("an authority") }
-    }
-
-    fn pem(&self) -> String {
-        self.issuer.pem()
-    }
-
-    /// Certificate and key, PEM, and the certificate's digest.
-    fn issue(&self, name: &str) -> (String, String, String) {
-        let key = KeyPair::generate().expect("a key");
-        let params = CertificateParams::new(vec![name.to_owned()]).expect("a name");
-        let certificate = params.signed_by(&key, &self.issuer).expect("a certificate");
-        (certificate.pem(), key.serialize_pem(), digest(certificate.der()))
-    }
-}
-
 fn tls_config(house: &House, authority: &Authority, asks_clients: bool) -> ServeConfig {
     let (certificate, key, _) = authority.issue("localhost");
     fs::write(house.path("server.pem"), certificate).expect("a file");
     fs::write(house.path("server.key"), key).expect("a file");
     fs::write(house.path("ca.pem"), authority.pem()).expect("a file");
     let client_authority = asks_clients.then(|| house.path("ca.pem"));
-    let tls = TlsFiles { certificate: house.path("server.pem"), key: house.path("server.key"), client_authority };
+    let tls = TlsFiles {
+        certificate: house.path("server.pem"),
+        key: house.path("server.key"),
+        client_authority,
+        reload_every: RELOAD_EVERY,
+    };
     ServeConfig { tls: Some(tls), ..house.config() }
 }
 
@@ -332,6 +306,15 @@ fn an_encrypted_stream_gives_the_same_batches_to_who_trusts_the_authority() {
     ] {
         assert!(connect(&url, options).is_err(), "{url}");
     }
+    let runtime = tokio::runtime::Runtime::new().expect("an event loop");
+    let address = format!("localhost:{}", loader.addr().port());
+    let ask = |tls: Option<HealthTls>| runtime.block_on(check_health(&address, Duration::from_secs(5), tls.as_ref()));
+    ask(Some(HealthTls { authority: house.path("ca.pem"), identity: None })).expect("healthy");
+    assert!(ask(None).is_err(), "not in plain text");
+    assert!(
+        ask(Some(HealthTls { authority: house.path("absent.pem"), identity: None }))
+            .is_err_and(|fault| fault.is_usage())
+    );
 }
 
 #[test]
@@ -339,7 +322,7 @@ fn an_older_protocol_than_tls_1_3_is_refused() {
     let (house, authority) = (House::new(), Authority::new());
     let loader = LocalLoader::with(tls_config(&house, &authority, false));
     let mut roots = rustls::RootCertStore::empty();
-    let der = authority.issuer.der().clone();
+    let der = authority.der();
     roots.add(der).expect("an authority");
     let provider = std::sync::Arc::new(rustls::crypto::ring::default_provider());
     let handshake = |version: &'static rustls::SupportedProtocolVersion| {

@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
-use vela_shard::{BuildFolder, ShardSettings, open_store};
+use vela_shard::{BuildFolder, ShardSettings, Store, open_store};
 use vela_types::{
     BatchSpec, Fingerprint, IGNORE_LABEL, ImageNormalization, ImageShape, ImageTensor, Language, ProcessorSummary,
     Record, SeedStream,
@@ -33,21 +34,30 @@ impl Plan {
 
 /// Writes the set, in two shards, into `folder`.
 pub(crate) fn write(folder: &Path, plan: &Plan) {
+    write_shards(folder, plan, 2);
+}
+
+/// Writes the set in `num_shards` shards into `folder`.
+pub(crate) fn write_shards(folder: &Path, plan: &Plan, num_shards: u32) {
+    write_to(open_store(&folder.display().to_string()).expect("a local folder"), plan, num_shards);
+}
+
+/// Writes the set in `num_shards` shards to a store.
+pub(crate) fn write_to(store: Arc<dyn Store>, plan: &Plan, num_shards: u32) {
     let shape = ImageShape { channels: 3, height: plan.side, width: plan.side };
     let settings = ShardSettings::new(processor(shape));
-    let store = open_store(&folder.display().to_string()).expect("a local folder");
     let name = Fingerprint(*blake3::hash(&plan.seed.to_le_bytes()).as_bytes());
     let build = BuildFolder::open(store, name, settings).expect("an empty folder");
-    let half = plan.num_samples / 2;
-    for (index, rows) in [(0, 0..half), (1, half..plan.num_samples)] {
+    let first_row = |index: u32| plan.num_samples * u64::from(index) / u64::from(num_shards);
+    for index in 0..num_shards {
         let mut writer = build.create_shard(index).expect("a writer");
-        for row in rows {
+        for row in first_row(index)..first_row(index + 1) {
             writer.push(&record(plan, shape, row)).expect("a good record");
         }
         let shard = writer.finish().expect("a shard");
         build.complete_shard(index, &shard, serde_json::Value::Null).expect("recorded");
     }
-    build.commit(2, BTreeMap::new(), serde_json::json!({})).expect("a manifest");
+    build.commit(num_shards, BTreeMap::new(), serde_json::json!({})).expect("a manifest");
 }
 
 /// Batches of six in micro-batches of two, on one to three ranks.

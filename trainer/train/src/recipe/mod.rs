@@ -4,13 +4,13 @@ mod raw;
 
 use std::path::{Path, PathBuf};
 
-use vela_dataset::DEFAULT_MAX_BATCH_BYTES;
+use vela_dataset::{BlendPart, DEFAULT_MAX_BATCH_BYTES};
 use vela_runtime::{ByteSize, load_config};
-use vela_types::BatchSpec;
+use vela_types::{BatchSpec, PackingSpec};
 
 pub use raw::{
-    RawBatch, RawCheckpoint, RawData, RawGroup, RawGroups, RawLogging, RawModel, RawOptimizer, RawRecipe, RawRun,
-    RawSchedule,
+    RawBatch, RawCheckpoint, RawData, RawGroup, RawGroups, RawLogging, RawModel, RawOptimizer, RawPacking, RawRecipe,
+    RawRun, RawSchedule,
 };
 
 use crate::data::Limits;
@@ -18,6 +18,8 @@ use crate::error::TrainError;
 use crate::groups::{Component, TrainType};
 use crate::schedule::Schedule;
 
+/// Samples that are packed together: fills rows as well as any larger number, and mixes the order little.
+const DEFAULT_PACKING_WINDOW: u32 = 4096;
 const DEFAULT_PREFETCH: ByteSize = ByteSize(64 << 20);
 
 /// A recipe whose every field has been checked. Made by [`Recipe::load`] or [`Recipe::check`] only.
@@ -30,6 +32,7 @@ pub struct Recipe {
     data: DataPlace,
     limits: Limits,
     shuffle: bool,
+    packing: Option<PackingSpec>,
     weights: WeightOrigin,
     processor: PathBuf,
     micro: u32,
@@ -47,10 +50,23 @@ pub(crate) enum RunLength {
 /// Where batches come from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum DataPlace {
-    /// A shard set read in this process.
-    Shards(String),
-    /// The address of a loader.
-    Loader(String),
+    /// Shard sets read in this process, blended.
+    Shards(Vec<BlendPart>),
+    /// A loader.
+    Loader(RemotePlace),
+}
+
+/// A loader, and what to show it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct RemotePlace {
+    /// Addresses of replicas, with commas between.
+    pub(crate) address: String,
+    /// The data set's name; empty: the only one, or the default.
+    pub(crate) dataset: String,
+    pub(crate) token_file: Option<PathBuf>,
+    pub(crate) authority: Option<PathBuf>,
+    /// Certificate and key.
+    pub(crate) identity: Option<(PathBuf, PathBuf)>,
 }
 
 /// Where the first weights come from.
@@ -111,6 +127,7 @@ impl Recipe {
                 max_batch_bytes: raw.data.max_batch_bytes.map_or(DEFAULT_MAX_BATCH_BYTES, |limit| limit.0),
             },
             shuffle: raw.data.shuffle.unwrap_or(true),
+            packing: check_packing(&raw.batch)?,
             processor: check_processor(&raw.model, &weights)?,
             weights,
             micro: check_micro(&raw.batch)?,
@@ -128,6 +145,8 @@ impl Recipe {
         raw.data.shuffle = Some(self.shuffle);
         raw.model.processor = Some(self.processor.display().to_string());
         raw.batch.micro = Some(self.micro);
+        raw.batch.packing =
+            self.packing.map(|PackingSpec { max_images, window }| RawPacking { max_images, window: Some(window) });
         raw
     }
 
@@ -145,8 +164,8 @@ impl Recipe {
             shuffle: self.shuffle,
             image_tokens,
             max_length: self.raw.batch.max_length,
-            shuffle_window: 0,
-            packing: None,
+            shuffle_window: self.raw.data.shuffle_window.unwrap_or(0),
+            packing: self.packing,
         }
     }
 
@@ -234,12 +253,76 @@ fn check_data(data: &RawData) -> Result<DataPlace, TrainError> {
     if data.max_batch_bytes.is_some_and(|limit| limit.0 == 0) {
         return refuse("data.max_batch_bytes", "a positive size such as `512MiB`", 0);
     }
-    let in_process = one_of("data.shards, data.loader", data.shards.as_ref(), data.loader.as_ref())?;
-    let place = if in_process { data.shards.clone() } else { data.loader.clone() }.unwrap_or_default();
-    match in_process {
-        true => Ok(DataPlace::Shards(place)),
-        false if place.starts_with("http://") => Ok(DataPlace::Loader(place)),
-        false => refuse("data.loader", "an address such as `http://127.0.0.1:50051`", place),
+    if data.shuffle == Some(false) && data.shuffle_window.is_some_and(|window| window > 0) {
+        return refuse(
+            "data.shuffle_window",
+            "nothing, since `data.shuffle` is false",
+            data.shuffle_window.unwrap_or(0),
+        );
+    }
+    match one_of("data.shards, data.loader", data.shards.as_ref(), data.loader.as_ref())? {
+        true => check_shards(data),
+        false => check_loader(data),
+    }
+}
+
+fn check_shards(data: &RawData) -> Result<DataPlace, TrainError> {
+    let of_loaders = [
+        ("data.dataset", &data.dataset),
+        ("data.token_file", &data.token_file),
+        ("data.authority", &data.authority),
+        ("data.certificate", &data.certificate),
+        ("data.key", &data.key),
+    ];
+    if let Some((key, Some(found))) = of_loaders.into_iter().find(|(_, value)| value.is_some()) {
+        return refuse(key, "nothing, since `data.shards` are read without a loader", found);
+    }
+    let shards = data.shards.as_deref().unwrap_or_default();
+    let part = |part: &str| part.trim().parse().ok().filter(|part: &BlendPart| !part.shards.is_empty());
+    match shards.split(',').map(part).collect() {
+        Some(parts) => Ok(DataPlace::Shards(parts)),
+        None => refuse("data.shards", "`URL[*WEIGHT][,URL[*WEIGHT]...]`", shards),
+    }
+}
+
+fn check_loader(data: &RawData) -> Result<DataPlace, TrainError> {
+    let address = data.loader.clone().unwrap_or_default();
+    let urls = || address.split(',').map(str::trim);
+    if !urls().all(|url| url.starts_with("http://") || url.starts_with("https://")) {
+        let expected = "addresses such as `http://127.0.0.1:50051`, with commas between";
+        return refuse("data.loader", expected, address);
+    }
+    let is_encrypted = urls().all(|url| url.starts_with("https://"));
+    let path = |text: &Option<String>| text.as_ref().map(PathBuf::from);
+    let identity = match (path(&data.certificate), path(&data.key)) {
+        (Some(certificate), Some(key)) => Some((certificate, key)),
+        (None, None) => None,
+        (Some(_), None) => return refuse("data.key", "the key of `data.certificate`", "nothing"),
+        (None, Some(_)) => return refuse("data.certificate", "the certificate of `data.key`", "nothing"),
+    };
+    match (is_encrypted, &data.authority) {
+        (true, None) => refuse("data.authority", "the authorities of an `https://` loader", "nothing"),
+        (false, Some(found)) => refuse("data.authority", "nothing for a loader without encryption", found),
+        _ if identity.is_some() && !is_encrypted => {
+            refuse("data.certificate", "nothing for a loader without encryption", "a file")
+        }
+        _ => Ok(DataPlace::Loader(RemotePlace {
+            dataset: data.dataset.clone().unwrap_or_default(),
+            token_file: path(&data.token_file),
+            authority: path(&data.authority),
+            identity,
+            address,
+        })),
+    }
+}
+
+fn check_packing(batch: &RawBatch) -> Result<Option<PackingSpec>, TrainError> {
+    let Some(RawPacking { max_images, window }) = batch.packing else { return Ok(None) };
+    let window = window.unwrap_or(DEFAULT_PACKING_WINDOW);
+    match () {
+        () if max_images == 0 => refuse("batch.packing.max_images", "at least 1 image", 0),
+        () if window == 0 => refuse("batch.packing.window", "at least 1 sample", 0),
+        () => Ok(Some(PackingSpec { max_images, window })),
     }
 }
 

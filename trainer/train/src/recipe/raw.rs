@@ -54,12 +54,27 @@ pub struct RawRun {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RawData {
-    /// A shard set, read in this process; exactly one of `shards` and `loader`.
+    /// A shard set, read in this process, or several with commas between, each `URL` or `URL*WEIGHT`; exactly one of `shards` and `loader`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub shards: Option<String>,
-    /// A loader's address, `http://host:port`.
+    /// A loader's address, `http://host:port` or `https://host:port`, or those of replicas with commas between.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub loader: Option<String>,
+    /// Which of the loader's data sets; its only one, or `default`, if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dataset: Option<String>,
+    /// A file with the token to show the loader.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token_file: Option<String>,
+    /// Authorities of an `https://` loader, a PEM file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub authority: Option<String>,
+    /// Our certificate chain for a loader that asks for one, a PEM file; with `key`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub certificate: Option<String>,
+    /// The certificate's key, a PEM file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key: Option<String>,
     /// Batches held ready, in bytes; 64MiB if absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prefetch: Option<ByteSize>,
@@ -69,6 +84,9 @@ pub struct RawData {
     /// False reads the data in the manifest's order; true if absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub shuffle: Option<bool>,
+    /// Shards that are mixed at a time; all of them if absent or 0.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shuffle_window: Option<u32>,
     /// A shard set whose loss is measured at each checkpoint.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub validation: Option<String>,
@@ -96,13 +114,27 @@ pub struct RawModel {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RawBatch {
-    /// Samples of one optimizer step.
+    /// Samples, or packed rows, of one optimizer step.
     pub global: u32,
-    /// Samples of one forward pass; `global` if absent.
+    /// Samples, or packed rows, of one forward pass; `global` if absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub micro: Option<u32>,
     /// Longest row in tokens, image tokens expanded.
     pub max_length: u32,
+    /// Puts several samples into a row; `global` and `micro` count rows then.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub packing: Option<RawPacking>,
+}
+
+/// `[batch.packing]`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawPacking {
+    /// Images of a row at most.
+    pub max_images: u32,
+    /// Samples that are packed together; 4096 if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub window: Option<u32>,
 }
 
 /// `[groups]`

@@ -64,13 +64,19 @@ fn the_resolved_recipe_gives_an_equal_recipe() {
 
 #[test]
 fn each_wrong_recipe_is_refused_by_its_key() {
-    let cases: [(&[&str], &str); 24] = [
+    let cases: [(&[&str], &str); 30] = [
         (&["train_type=lora"], "`lora` arrives later"),
         (&["train_type=half"], "`freeze_vision_and_llm`, `freeze_vision`, `full`, found `half`"),
         (&["run.epochs=1"], "run.epochs, run.max_steps"),
         (&["run.max_steps=0"], "run.epochs, run.max_steps"),
         (&["run.output="], "run.output"),
         (&["data.loader=http://localhost:1"], "data.shards, data.loader"),
+        (&["data.shards=a,,b"], "data.shards"),
+        (&["data.shards=a*x"], "data.shards"),
+        (&["data.token_file=token"], "data.token_file"),
+        (&["data.shuffle=false", "data.shuffle_window=3"], "data.shuffle_window"),
+        (&["batch.packing.max_images=0"], "batch.packing.max_images"),
+        (&["batch.packing.max_images=1", "batch.packing.window=0"], "batch.packing.window"),
         (&["data.prefetch=0B"], "data.prefetch"),
         (&["model.init=tiny.toml"], "model.path, model.init"),
         (&["batch.global=0"], "batch.global"),

@@ -10,7 +10,7 @@ use crate::fixture::{Stage, loss_bits};
 use crate::resume::assert_kills_change_no_bit;
 
 /// A loader over the stage's shards on a thread of its own; the address it serves on.
-fn start_loader(stage: &Stage, shutdown: &Shutdown) -> (std::thread::JoinHandle<()>, String) {
+pub(crate) fn start_loader(stage: &Stage, shutdown: &Shutdown) -> (std::thread::JoinHandle<()>, String) {
     let config =
         ServeConfig::new(stage.path("shards").display().to_string(), "127.0.0.1:0".parse().expect("an address"));
     let (sender, receiver) = std::sync::mpsc::channel();

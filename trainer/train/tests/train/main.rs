@@ -5,5 +5,6 @@ mod commands;
 mod fixture;
 mod golden;
 mod loader;
+mod packing;
 mod recipes;
 mod resume;

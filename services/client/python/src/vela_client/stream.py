@@ -3,15 +3,17 @@
 import queue
 import threading
 import time
+import weakref
 
 import grpc
 
 from .errors import GaveUp, LoaderRefused, WrongCursor
-from .wire import CHANNEL_OPTIONS, RETRYABLE, Assembler, Calls, message
+from .wire import CHANNEL_OPTIONS, OF_ONE_SERVER, RETRYABLE, Assembler, Calls, message
 
 VERSION = 1
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 2.0
-CONNECT_SECONDS = 5.0
+# A stream that stood for so long was a working one, whether or not a batch came: its consumer may have been busy.
+STEADY_SECONDS = 5.0
 
 
 class BatchStream:
@@ -46,47 +48,65 @@ class BatchStream:
         credentials=None,
         prefetch_bytes=256 << 20,
         give_up_after=120.0,
+        stall_after=60.0,
     ):
         """`packing`: None, or `(max_images, window)`. `token`: of a tenant. `credentials`: `grpc.ssl_channel_credentials(...)` for an
-        encrypted loader. Raises LoaderRefused if the data cannot be had so, GaveUp if no loader answers."""
-        self._urls = [urls] if isinstance(urls, str) else list(urls)
-        self._credentials, self._token, self._dataset = credentials, token, dataset
-        self._spec = message("BatchSpec")(
+        encrypted loader. `give_up_after`: seconds to come back after a working stream was lost, and to describe the data. `stall_after`: seconds
+        after which a loader that sends nothing to a waiting consumer is left for another. Raises LoaderRefused if the data cannot be had so, GaveUp if
+        no loader answers."""
+        arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
+        self._arguments = arguments
+        self._link = _Link([urls] if isinstance(urls, str) else list(urls), credentials, token, dataset)
+        spec = message("BatchSpec")(
             global_batch=global_batch, micro_batch=micro_batch, seed=seed, shuffle=shuffle,
             shuffle_window=shuffle_window, image_tokens=image_tokens, max_length=max_length,
         )
         if packing is not None:
-            self._spec.packing.max_images, self._spec.packing.window = packing
-        self._partition = message("Partition")(rank=rank, world=world)
-        self._prefetch_bytes, self._give_up_after = prefetch_bytes, give_up_after
-        self._current, self._receiver = 0, None
-        described = self._first_answer()
-        self.info = described.info
-        self.steps_per_epoch = described.steps_per_epoch
-        self._spec_name = bytes(described.spec_fingerprint)
+            spec.packing.max_images, spec.packing.window = packing
+        self._spec, self._partition = spec, message("Partition")(rank=rank, world=world)
+        self._prefetch_bytes, self._give_up_after, self._stall_after = prefetch_bytes, give_up_after, stall_after
+        self._place = _Place(self._link, spec, self._partition, self._first_answer())
+        self.info, self.steps_per_epoch = self._place.info, self._place.steps_per_epoch
         self._next = (0, 0, 0)
         self.stalled_seconds = 0.0
+        # The receiver knows nothing of this object, so one that nobody holds any more ends it.
+        self._receiving = []
+        self._finalizer = weakref.finalize(self, _close, self._receiving)
 
     def __iter__(self):
         return self
 
     def __next__(self):
-        if self._receiver is None:
-            self._receiver = _Receiver(self, self._next)
+        if not self._receiving:
+            self._receiving.append(_Receiver(self._place, self._next, self._prefetch_bytes, self._give_up_after))
         started = time.monotonic()
         try:
-            batch = self._receiver.take()
+            batch = self._receiving[0].take(self._stall_after)
         except BaseException:
             self.close()
             raise
         self.stalled_seconds += time.monotonic() - started
-        self._next = self._after((batch["epoch"], batch["step"], batch["micro"]), batch["num_micro"])
+        self._next = self._place.after((batch["epoch"], batch["step"], batch["micro"]), batch["num_micro"])
         return batch
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def __getstate__(self):
+        """What a copy in another process needs: the arguments and the place. Credentials cannot be copied."""
+        return {"arguments": self._arguments, "state": self.state_dict()}
+
+    def __setstate__(self, saved):
+        self.__init__(**saved["arguments"])
+        self.load_state_dict(saved["state"])
 
     def state_dict(self):
         """The place of the next step. Inside a step it is the step's start: a step is taken whole or again."""
         epoch, step, _ = self._next
-        names = {"fingerprint": bytes(self.info.fingerprint).hex(), "spec": self._spec_name.hex()}
+        names = {"fingerprint": bytes(self.info.fingerprint).hex(), "spec": self._place.spec_name.hex()}
         return {"version": VERSION, **names, "epoch": epoch, "step": step}
 
     def load_state_dict(self, state):
@@ -103,71 +123,104 @@ class BatchStream:
 
     def lookup(self, index):
         """Where the record of a `sample_indices` entry came from: shards, file, row, id, source."""
-        with self._channel() as channel:
-            request = message("LookupRequest")(dataset=self._dataset, index=index)
-            try:
-                found = Calls(channel).lookup(request, timeout=CONNECT_SECONDS, metadata=self._metadata())
-            except grpc.RpcError as error:
-                raise LoaderRefused(self._url(), error.code(), error.details()) from error
+        request = message("LookupRequest")(dataset=self._link.dataset, index=index)
+        found = self._ask_any(lambda calls, **options: calls.lookup(request, **options))
         return {field: getattr(found, field) for field in ("shards", "file", "row", "id", "source")}
 
     def close(self):
         """Ends the stream under way; the next batch opens another at the same place."""
-        if self._receiver is not None:
-            self._receiver.close()
-            self._receiver = None
+        _close(self._receiving)
 
-    def _after(self, position, num_micro):
+    def _first_answer(self):
+        request = message("DescribeDatasetRequest")(spec=self._spec, partition=self._partition, dataset=self._link.dataset)
+        return self._ask_any(lambda calls, **options: calls.describe(request, **options))
+
+    def _ask_any(self, ask):
+        """The answer of the first replica that gives one."""
+        link, failed = self._link, None
+        for _ in link.urls:
+            with link.channel() as channel:
+                try:
+                    return ask(Calls(channel), timeout=self._give_up_after, metadata=link.metadata())
+                except grpc.RpcError as error:
+                    if error.code() not in RETRYABLE | OF_ONE_SERVER:
+                        raise LoaderRefused(link.url(), error.code(), error.details()) from error
+                    failed = error
+            link.turn()
+        if failed.code() in OF_ONE_SERVER:
+            raise LoaderRefused(link.url(), failed.code(), failed.details()) from failed
+        raise GaveUp(f"no loader answers at {', '.join(link.urls)}") from failed
+
+
+def _close(receiving):
+    while receiving:
+        receiving.pop().close()
+
+
+class _Link:
+    """The way to the replicas of a loader."""
+
+    def __init__(self, urls, credentials, token, dataset):
+        self.urls, self.dataset = urls, dataset
+        self._credentials, self._token, self._current = credentials, token, 0
+
+    def url(self):
+        return self.urls[self._current]
+
+    def turn(self):
+        self._current = (self._current + 1) % len(self.urls)
+
+    def channel(self):
+        if self._credentials is None:
+            return grpc.insecure_channel(self.url(), CHANNEL_OPTIONS)
+        return grpc.secure_channel(self.url(), self._credentials, CHANNEL_OPTIONS)
+
+    def metadata(self):
+        return () if self._token is None else (("authorization", f"Bearer {self._token}"),)
+
+
+class _Place:
+    """What is streamed, and what the loader said of it."""
+
+    def __init__(self, link, spec, partition, described):
+        self.link, self.spec, self.partition = link, spec, partition
+        self.info, self.steps_per_epoch = described.info, described.steps_per_epoch
+        self.spec_name = bytes(described.spec_fingerprint)
+
+    def after(self, position, num_micro):
         epoch, step, micro = position
         if micro + 1 < num_micro:
             return (epoch, step, micro + 1)
         return (epoch, step + 1, 0) if step + 1 < self.steps_per_epoch else (epoch + 1, 0, 0)
 
-    def _first_answer(self):
-        request = message("DescribeDatasetRequest")(spec=self._spec, partition=self._partition, dataset=self._dataset)
-        failed = None
-        for _ in self._urls:
-            with self._channel() as channel:
-                try:
-                    return Calls(channel).describe(request, timeout=CONNECT_SECONDS, metadata=self._metadata())
-                except grpc.RpcError as error:
-                    if error.code() not in RETRYABLE:
-                        raise LoaderRefused(self._url(), error.code(), error.details()) from error
-                    failed = error
-            self._current = (self._current + 1) % len(self._urls)
-        raise GaveUp(f"no loader answers at {', '.join(self._urls)}") from failed
-
-    def _url(self):
-        return self._urls[self._current]
-
-    def _channel(self):
-        if self._credentials is None:
-            return grpc.insecure_channel(self._url(), CHANNEL_OPTIONS)
-        return grpc.secure_channel(self._url(), self._credentials, CHANNEL_OPTIONS)
-
-    def _metadata(self):
-        return () if self._token is None else (("authorization", f"Bearer {self._token}"),)
+    def opening(self, position, credit_bytes):
+        epoch, step, micro = position
+        cursor = message("Cursor")(version=VERSION, fingerprint=self.info.fingerprint, spec=self.spec_name, epoch=epoch, step=step)
+        return message("OpenStream")(
+            spec=self.spec, partition=self.partition, cursor=cursor, micro=micro, credit_bytes=credit_bytes, dataset=self.link.dataset
+        )
 
 
 class _Receiver:
     """A thread that keeps a stream open, credit flowing and batches queued. The queue is bounded by the credit."""
 
-    def __init__(self, stream, position):
-        self._stream, self._position = stream, position
+    def __init__(self, place, position, prefetch_bytes, give_up_after):
+        self._place, self._position, self._give_up_after = place, position, give_up_after
         self._batches, self._requests, self._finished = queue.Queue(), None, None
         # What may still come: credit is given again as batches are taken.
-        self._budget, self._held = stream._prefetch_bytes, 0
+        self._budget, self._held = prefetch_bytes, 0
+        self._opened, self._stalled, self._heard = None, False, 0
         self._lock, self._closed, self._call = threading.Lock(), threading.Event(), None
         self._thread = threading.Thread(target=self._run, name="vela-client", daemon=True)
         self._thread.start()
 
-    def take(self):
+    def take(self, stall_after):
         with self._lock:
             if self._finished is not None:
                 # Whoever asks for the next batch has used the one before.
                 self._ask(ack=message("Ack")(epoch=self._finished[0], step=self._finished[1]))
                 self._finished = None
-        batch, size = self._batches.get()
+        batch, size = self._wait(stall_after)
         if isinstance(batch, BaseException):
             raise batch
         with self._lock:
@@ -176,6 +229,18 @@ class _Receiver:
             if batch["micro"] + 1 == batch["num_micro"]:
                 self._finished = (batch["epoch"], batch["step"])
         return batch
+
+    def _wait(self, stall_after):
+        while True:
+            heard = self._heard
+            try:
+                return self._batches.get(timeout=stall_after)
+            except queue.Empty:
+                with self._lock:
+                    # The consumer waits, so there is room, and nothing at all came.
+                    if self._call is not None and self._heard == heard:
+                        self._stalled = True
+                        self._call.cancel()
 
     def close(self):
         self._closed.set()
@@ -191,44 +256,47 @@ class _Receiver:
             self._batches.put((error, 0))
 
     def _keep_streaming(self):
-        last_progress, pause, failures = time.monotonic(), FIRST_PAUSE, 0
-        stream = self._stream
+        link, lost_at, pause, failures, refusals = self._place.link, time.monotonic(), FIRST_PAUSE, 0, 0
         while not self._closed.is_set():
-            before = self._position
+            before, self._opened, self._stalled = self._position, None, False
             try:
-                with stream._channel() as channel:
+                with link.channel() as channel:
                     self._stream_once(channel)
                 raise GaveUp("the stream ended")
             except grpc.RpcError as error:
                 if self._closed.is_set():
                     return
-                if error.code() not in RETRYABLE:
-                    raise LoaderRefused(stream._url(), error.code(), error.details()) from error
                 lost = error
             except GaveUp as error:
                 lost = error
-            if self._position != before:
-                last_progress, pause, failures = time.monotonic(), FIRST_PAUSE, 0
-            if time.monotonic() - last_progress >= stream._give_up_after:
-                raise GaveUp(f"no batch at {self._position} for {stream._give_up_after:.0f} s") from lost
-            stream._current = (stream._current + 1) % len(stream._urls)
+            stood = self._opened is not None and time.monotonic() - self._opened >= STEADY_SECONDS
+            if self._position != before or (stood and not self._stalled):
+                lost_at, pause, failures, refusals = time.monotonic(), FIRST_PAUSE, 0, 0
+            code = lost.code() if isinstance(lost, grpc.RpcError) and not self._stalled else grpc.StatusCode.UNAVAILABLE
+            if code not in RETRYABLE:
+                refusals += 1
+                if code not in OF_ONE_SERVER or refusals >= len(link.urls):
+                    raise LoaderRefused(link.url(), code, lost.details()) from lost
+            elif time.monotonic() - lost_at >= self._give_up_after:
+                raise GaveUp(f"no batch at {self._position} for {self._give_up_after:.0f} s") from lost
+            link.turn()
             failures += 1
-            if failures % len(stream._urls) == 0:
+            if failures % len(link.urls) == 0:
                 self._closed.wait(pause)
                 pause = min(2 * pause, LONGEST_PAUSE)
 
     def _stream_once(self, channel):
-        stream, assembler = self._stream, Assembler()
-        requests = queue.SimpleQueue()
+        assembler, requests = Assembler(), queue.SimpleQueue()
         with self._lock:
             if self._closed.is_set():
                 return
             self._requests = requests
-            self._ask(open=self._opening())
-            self._call = Calls(channel).stream(iter(requests.get, None), metadata=stream._metadata())
+            self._ask(open=self._place.opening(self._position, max(self._budget - self._held, 0)))
+            self._call = Calls(channel).stream(iter(requests.get, None), metadata=self._place.link.metadata())
             call = self._call
         try:
             for part in call:
+                self._opened, self._heard = self._opened or time.monotonic(), self._heard + 1
                 if part.HasField("header"):
                     done = assembler.push(part)
                     with self._lock:
@@ -249,21 +317,11 @@ class _Receiver:
     def _queue(self, batch, size):
         position = (batch["epoch"], batch["step"], batch["micro"])
         if position != self._position:
-            raise ValueError(f"loader at {self._stream._url()}: expected batch {self._position}, found {position}")
+            raise ValueError(f"loader at {self._place.link.url()}: expected batch {self._position}, found {position}")
         with self._lock:
             self._held += size
-            self._position = self._stream._after(position, batch["num_micro"])
+            self._position = self._place.after(position, batch["num_micro"])
             self._batches.put((batch, size))
-
-    def _opening(self):
-        stream, (epoch, step, micro) = self._stream, self._position
-        cursor = message("Cursor")(
-            version=VERSION, fingerprint=stream.info.fingerprint, spec=stream._spec_name, epoch=epoch, step=step
-        )
-        return message("OpenStream")(
-            spec=stream._spec, partition=stream._partition, cursor=cursor, micro=micro,
-            credit_bytes=max(self._budget - self._held, 0), dataset=stream._dataset,
-        )
 
     def _grant(self, size):
         if size > 0:

@@ -121,3 +121,6 @@ RETRYABLE = {
     grpc.StatusCode.ABORTED,
     grpc.StatusCode.DEADLINE_EXCEEDED,
 }
+
+# What is wrong with one server, not with its replicas: its disk, its defects.
+OF_ONE_SERVER = {grpc.StatusCode.DATA_LOSS, grpc.StatusCode.INTERNAL}

@@ -1,0 +1,86 @@
+//! A loader over a store that refuses, cuts, shortens and delays.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
+
+use vela_client::ClientOptions;
+use vela_dataset::{Dataset, Partition};
+use vela_shard::{RemoteOptions, RemoteStore};
+use vela_tests::s3::{Fault, S3Server};
+
+use crate::loader::{LoaderProcess, free_port, loopback, serve_command};
+use crate::note;
+use crate::shards::{self, Plan};
+use crate::work::{assert_exactly_once, connect_patiently, consume, expected};
+
+/// Writes the set below `set/` of the bucket.
+pub(crate) fn upload(server: &S3Server, plan: &Plan, num_shards: u32) {
+    let cache = tempfile::tempdir().expect("a folder");
+    let options = RemoteOptions { settings: server.settings(), ..RemoteOptions::new(cache.path().to_owned()) };
+    let store = RemoteStore::open(&server.url("set"), &options).expect("a store");
+    shards::write_to(Arc::new(store), plan, num_shards);
+}
+
+/// `loader serve` of that set, with its cache in `cache` and its log beside.
+pub(crate) fn serve_remote(server: &S3Server, cache: &Path, port: u16) -> Command {
+    let mut serve = serve_command(&server.url("set"), port);
+    serve.envs(server.settings().into_iter().map(|(name, value)| (name.to_uppercase(), value)));
+    serve.env("VELA_CACHE", cache.join("copies")).env_remove("RUST_LOG");
+    serve.stderr(File::options().create(true).append(true).open(cache.join("log")).expect("a log"));
+    serve
+}
+
+#[test]
+fn a_loader_over_a_flaky_store_serves_whole_epochs_and_tells_what_failed() {
+    let plan = Plan { num_samples: 90, side: 24, always_image: false, num_tokens: 5, seed: 21 };
+    let folder = tempfile::tempdir().expect("a folder");
+    shards::write_shards(folder.path(), &plan, 15);
+    let dataset = Arc::new(Dataset::open(&folder.path().display().to_string()).expect("a set"));
+    let expected = expected(&dataset, &shards::spec(), Partition::WHOLE, 1);
+    let server = S3Server::start();
+    upload(&server, &plan, 15);
+    server.make_flaky(3, 30);
+    let mut logs = String::new();
+    for life in 0..2 {
+        let (cache, port) = (tempfile::tempdir().expect("a folder"), free_port());
+        server.strike("GET", &format!("shard-0000{life}"), Fault::FlipBit, 1);
+        let _loader = LoaderProcess::spawn(serve_remote(&server, cache.path(), port), port);
+        let options = ClientOptions { prefetch_bytes: 32 << 10, ..ClientOptions::default() };
+        let url = format!("http://{}", loopback(port));
+        let mut source = connect_patiently(&url, &shards::spec(), Partition::WHOLE, &options);
+        let consumed = consume(&mut source, 1);
+        assert_exactly_once(std::slice::from_ref(&consumed), plan.num_samples, 1);
+        assert!(consumed == expected, "other batches than those of the local set");
+        logs += &fs::read_to_string(cache.path().join("log")).expect("a log");
+    }
+    let flakes: BTreeMap<String, u64> = server.flakes();
+    assert!(flakes.len() >= 6 && flakes.values().sum::<u64>() >= 15, "{flakes:?}");
+    for told in ["status 429", "status 500", "retry", "shard-00000.parquet", "another checksum"] {
+        assert!(logs.contains(told), "expected `{told}` in the log of a flaky store ({flakes:?}):\n{logs}");
+    }
+    note(&format!("faults of the store: {flakes:?}"));
+}
+
+#[test]
+fn a_store_that_is_away_for_long_is_waited_for_and_named() {
+    let plan = Plan { num_samples: 24, side: 24, always_image: false, num_tokens: 5, seed: 22 };
+    let server = S3Server::start();
+    upload(&server, &plan, 4);
+    let (cache, port) = (tempfile::tempdir().expect("a folder"), free_port());
+    let mut serve = serve_remote(&server, cache.path(), port);
+    serve.env("RUST_LOG", "info");
+    let _loader = LoaderProcess::spawn(serve, port);
+    // Refused for good by what is known of a denial: no retry of the store's own client cures it.
+    server.strike("HEAD", "shard-00002", Fault::Status(403), 3);
+    let options = ClientOptions { prefetch_bytes: 1, ..ClientOptions::default() };
+    let url = format!("http://{}", loopback(port));
+    let mut source = connect_patiently(&url, &shards::spec(), Partition::WHOLE, &options);
+    let consumed = consume(&mut source, 1);
+    assert_exactly_once(&[consumed], plan.num_samples, 1);
+    assert!(source.stats().num_streams > 1, "the stream came back: {:?}", source.stats());
+    let log = fs::read_to_string(cache.path().join("log")).expect("a log");
+    assert!(log.contains("set/shard-00002.parquet"), "{log}");
+}
