@@ -75,6 +75,7 @@ fn build_with(
     let stages = build.stages(config, process, progress, shutdown);
     let (manifest, kept_shards) = match build.folder.manifest()? {
         Some(manifest) => {
+            build.sweep()?;
             let kept = repair(&stages, &build.folder, build.store.as_ref(), &manifest)?;
             (manifest, kept)
         }
@@ -97,7 +98,7 @@ struct OpenBuild {
     processor_files: Vec<String>,
     output: String,
     /// Of a local output.
-    _lock: Option<OutputLock>,
+    lock: Option<OutputLock>,
 }
 
 impl OpenBuild {
@@ -116,7 +117,7 @@ impl OpenBuild {
         save_processor(processor, &output)?;
         let image_bytes = processor.summary().image_shape.num_elements() as u64;
         let processor_files = processor.files().map(|(name, _)| name.to_owned()).collect();
-        Ok(Self { plan, store, folder, image_bytes, processor_files, output, _lock: lock })
+        Ok(Self { plan, store, folder, image_bytes, processor_files, output, lock })
     }
 
     fn stages<'a>(
@@ -132,7 +133,7 @@ impl OpenBuild {
 
     /// Makes every shard that is not complete, then commits. Returns the manifest and how many shards were kept.
     fn build_all(&self, stages: &Stages<'_>) -> Result<(Manifest, usize), PrepareError> {
-        self.folder.sweep()?;
+        self.sweep()?;
         let mut kept = 0;
         for spec in &self.plan.shards {
             kept += usize::from(self.complete_shard(stages, spec)?.1);
@@ -148,9 +149,29 @@ impl OpenBuild {
             stages.progress.inc(spec.num_records);
             return Ok((shard.entry, true));
         }
+        match self.make_shard(stages, spec) {
+            Ok(entry) => Ok((entry, false)),
+            // An equal build may have been faster, and have removed what this one was writing.
+            Err(fault) if is_gone(&fault) => match self.folder.manifest()? {
+                Some(mut manifest) => Ok((manifest.shards.swap_remove(spec.index as usize), true)),
+                None => Err(fault),
+            },
+            Err(fault) => Err(fault),
+        }
+    }
+
+    fn make_shard(&self, stages: &Stages<'_>, spec: &ShardSpec) -> Result<ShardEntry, PrepareError> {
         let (shard, notes) = stages.build_shard(spec, &self.folder)?;
         self.folder.complete_shard(spec.index, &shard, notes.to_json())?;
-        Ok((shard.entry, false))
+        Ok(shard.entry)
+    }
+
+    /// Removes what killed processes left half written, unless somebody else is at work here. A remote store has no such files.
+    fn sweep(&self) -> Result<(), PrepareError> {
+        match &self.lock {
+            Some(lock) => lock.alone(|| Ok(self.folder.sweep()?)),
+            None => Ok(()),
+        }
     }
 
     /// Makes a shard set of the completed shards, whoever made them. Refuses while one is missing.
@@ -179,6 +200,15 @@ impl OpenBuild {
         let manifest = self.folder.commit_completed(shards, notes.counts(), echo)?;
         leave(self.store.as_ref())?;
         Ok(manifest)
+    }
+}
+
+/// True of a file that was there a moment ago.
+fn is_gone(fault: &PrepareError) -> bool {
+    match fault {
+        PrepareError::Shard(ShardError::Io { source, .. }) => source.kind() == std::io::ErrorKind::NotFound,
+        PrepareError::Shard(ShardError::MissingFile { .. }) => true,
+        _ => false,
     }
 }
 

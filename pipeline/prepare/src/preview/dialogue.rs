@@ -15,6 +15,8 @@ pub(super) struct Frames {
     to_answer: String,
     /// From an answer, its end-of-turn token excluded, to the next user turn.
     to_question: String,
+    /// From the last answer, its end-of-turn token excluded, to the end.
+    closing: String,
 }
 
 /// Texts that no template alters and that stand once in what it renders.
@@ -26,7 +28,7 @@ impl Frames {
         let [one, two, three, four] = PROBES;
         let plain = [Turn::user(one), Turn::assistant(two), Turn::user(three), Turn::assistant(four)];
         let text = processor.render(&plain, false)?.text;
-        let [opening, to_answer, to_question, _, _] = split(&text, PROBES);
+        let [opening, to_answer, to_question, _, closing] = split(&text, PROBES);
         let with_system = [Turn::system(one), Turn::user(two), Turn::assistant(three)];
         // Some templates have no system turn; such dialogues have none to show.
         let system = processor.render(&with_system, false).ok().map(|rendered| {
@@ -34,8 +36,9 @@ impl Frames {
             [before, after]
         });
         let end = processor.decode(&[processor.summary().end_of_turn_id], false)?;
-        let to_question = to_question.strip_prefix(&end).map(str::to_owned).unwrap_or(to_question);
-        Ok(Self { opening, system, to_answer, to_question })
+        let without_end = |text: String| text.strip_prefix(&end).map(str::to_owned).unwrap_or(text);
+        let (to_question, closing) = (without_end(to_question), without_end(closing));
+        Ok(Self { opening, system, to_answer, to_question, closing })
     }
 
     /// The turns of a record. What the frames do not explain is given as a system turn, so that nothing is hidden.
@@ -50,8 +53,8 @@ impl Frames {
             let frame = if at == 0 { &self.opening } else { &self.to_question };
             match text.strip_suffix(&self.to_answer) {
                 Some(text) => self.push_question(&mut turns, text, frame, at == 0),
-                // The end of the last turn: white space and the end of the dialogue.
-                None if at > 0 => {}
+                None if at > 0 && text.trim() == self.closing.trim() => {}
+                None if text.trim().is_empty() => {}
                 None => turns.push(Turn::system(text.trim())),
             }
         }
@@ -78,10 +81,11 @@ fn split<const N: usize>(text: &str, marks: [&str; N]) -> [String; 5] {
     let mut parts: [String; 5] = Default::default();
     let mut rest = text;
     for (part, mark) in parts.iter_mut().zip(marks) {
-        let Some((before, after)) = rest.split_once(mark) else { break };
+        let Some((before, after)) = rest.split_once(mark) else { return parts };
         *part = before.to_owned();
         rest = after;
     }
+    parts[N] = rest.to_owned();
     parts
 }
 
@@ -104,6 +108,7 @@ mod tests {
     #[test]
     fn a_rendering_is_split_at_its_probes() {
         let text = "<s>probe-one</s>\n<a>probe-two</a>";
-        assert_eq!(split(text, ["probe-one", "probe-two"]), ["<s>", "</s>\n<a>", "", "", ""].map(str::to_owned));
+        assert_eq!(split(text, ["probe-one", "probe-two"]), ["<s>", "</s>\n<a>", "</a>", "", ""].map(str::to_owned));
+        assert_eq!(split(text, ["probe-one", "no"]), ["<s>", "", "", "", ""].map(str::to_owned));
     }
 }
