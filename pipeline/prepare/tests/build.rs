@@ -435,6 +435,23 @@ fn a_strangers_unfinished_file_is_neither_taken_nor_removed() {
 }
 
 #[test]
+fn a_template_and_a_system_turn_of_the_command_line_are_those_of_the_records() {
+    let demo = Demo::new(2);
+    let text = |config: &BuildConfig| {
+        build(config);
+        let processor = Processor::load(&Path::new(&config.output).join("processor"), &ProcessorOptions::default());
+        let processor = processor.expect("the copy has what the flags said");
+        processor.decode(&records(&config.output)[0].input_ids, false).expect("decoded")
+    };
+    let plain = demo.config(vec![demo.en()], "plain");
+    let system = BuildConfig { system: Some("red circle".to_owned()), ..demo.config(vec![demo.en()], "system") };
+    let (plain_text, system_text) = (text(&plain), text(&system));
+    assert!(!plain_text.contains("red circle") && system_text.contains("red circle"), "{system_text}");
+    let again = BuildConfig { output: plain.output.clone(), ..system };
+    assert!(matches!(try_build(&again), Err(PrepareError::OutputInUse { .. })), "another plan");
+}
+
+#[test]
 fn turns_beyond_the_length_limit_are_dropped_whole_and_counted() {
     let demo = Demo::new(40);
     let long = build(&demo.config(vec![demo.zh()], "long"));

@@ -36,6 +36,12 @@ pub(super) struct OutputLock {
     is_held: bool,
 }
 
+/// True of the answer of a medium or folder that nothing can be written to.
+pub(super) fn is_read_only(fault: &PrepareError) -> bool {
+    let kinds = [io::ErrorKind::ReadOnlyFilesystem, io::ErrorKind::PermissionDenied];
+    matches!(fault, PrepareError::Io { source, .. } if kinds.contains(&source.kind()))
+}
+
 /// What came of asking for a lock.
 enum Tried {
     Held,
@@ -192,6 +198,13 @@ mod tests {
         );
         drop(first);
         assert!(was_done(&OutputLock::take(root.path(), Company::Nobody).expect("free")));
+    }
+
+    #[test]
+    fn a_folder_that_nothing_can_be_written_to_is_told_from_other_faults() {
+        let fault = |code: i32| PrepareError::io("create", Path::new("a"))(io::Error::from_raw_os_error(code));
+        // `EROFS`, `EACCES`; `ENOSPC`.
+        assert!(is_read_only(&fault(30)) && is_read_only(&fault(13)) && !is_read_only(&fault(28)));
     }
 
     #[test]

@@ -152,7 +152,11 @@ pub(super) fn abandon(folder: &BuildFolder, output: &str, processor_files: &[Str
 
 /// Takes this build's name from a folder that has its manifest, or nothing any more.
 pub(super) fn leave(store: &dyn Store) -> Result<(), PrepareError> {
-    Ok(store.remove(BUILD_FILE)?)
+    // On a read-only medium even the removal of what is not there fails.
+    match store.stamp(BUILD_FILE)? {
+        Some(_) => Ok(store.remove(BUILD_FILE)?),
+        None => Ok(()),
+    }
 }
 
 pub(super) fn write_file(store: &dyn Store, name: &str, content: &[u8]) -> Result<(), PrepareError> {

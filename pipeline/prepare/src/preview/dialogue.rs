@@ -103,7 +103,40 @@ fn runs(record: &Record) -> Vec<(bool, &[u32])> {
 
 #[cfg(test)]
 mod tests {
+    use vela_processor::{ProcessorOptions, Tokens};
+    use vela_types::Language;
+
     use super::*;
+    use crate::{DemoDataConfig, write_demo_data};
+
+    #[test]
+    fn what_the_template_does_not_explain_is_shown_wherever_it_stands() {
+        let folder = tempfile::tempdir().expect("temp folder");
+        let demo = DemoDataConfig { num_train: 2, num_heldout: 1, ..DemoDataConfig::new(folder.path().join("demo")) };
+        let demo = write_demo_data(&demo).expect("demo data");
+        let processor = Processor::load(&demo.processor, &ProcessorOptions::default()).expect("processor");
+        let frames = Frames::of(&processor).expect("a template");
+        let turns = [
+            Turn::user("What is red?"),
+            Turn::assistant("the circle"),
+            Turn::user("And blue?"),
+            Turn::assistant("none"),
+        ];
+        let tokens = processor.encode_dialogue(&turns).expect("encoded");
+        let shown = |more: &str| {
+            let Tokens { mut input_ids, mut labels } = tokens.clone();
+            let more = processor.encode_text(more).expect("encoded");
+            labels.extend(more.iter().map(|_| IGNORE_LABEL));
+            input_ids.extend(more);
+            let (id, source, language, images) = ("a/b/1".to_owned(), "a".to_owned(), Language::En, vec![]);
+            frames.turns(&Record { id, source, language, input_ids, labels, images }, &processor).expect("decoded")
+        };
+        assert_eq!(shown(""), turns);
+        assert_eq!(shown(" \n"), turns);
+        let with_rest = shown("and which is green?");
+        assert_eq!((&with_rest[..4], with_rest.len()), (&turns[..], 5));
+        assert!(with_rest[4].role == Role::System && with_rest[4].text.contains("which is green?"), "{with_rest:?}");
+    }
 
     #[test]
     fn a_rendering_is_split_at_its_probes() {

@@ -13,8 +13,9 @@ const OTHER_ENDINGS: [&str; 21] = [
     "toml", "tsv", "txt", "yaml", "yml", "zip",
 ];
 
-/// What files of the formats begin with that are read: JPEG, PNG, GIF, BMP, TIFF in both orders. WebP is `RIFF....WEBP`.
-const IMAGE_STARTS: [&[u8]; 6] = [b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"II*\0", b"MM\0*"];
+/// What files of the formats begin with that are read: JPEG, PNG, GIF, TIFF in both orders. WebP is `RIFF....WEBP`, BMP `BM` with
+/// four zeros behind its length.
+const IMAGE_STARTS: [&[u8]; 5] = [b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"II*\0", b"MM\0*"];
 /// The ending of files that somebody is writing.
 const UNFINISHED_ENDING: &str = "partial";
 
@@ -34,12 +35,32 @@ fn begins_like_image(path: &Path) -> bool {
     let mut start = Vec::new();
     let read = File::open(path).and_then(|file| file.take(12).read_to_end(&mut start));
     let is_webp = start.starts_with(b"RIFF") && start.ends_with(b"WEBP");
-    read.is_ok() && (is_webp || IMAGE_STARTS.iter().any(|image| start.starts_with(image)))
+    let is_bmp = start.starts_with(b"BM") && start.get(6..10) == Some(&[0; 4]);
+    read.is_ok() && (is_webp || is_bmp || IMAGE_STARTS.iter().any(|image| start.starts_with(image)))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn images_under_the_name_of_a_list_are_told_by_their_first_bytes() {
+        let folder = tempfile::tempdir().expect("temp folder");
+        let path = folder.path().join("photo.txt");
+        let is_image = |start: &[u8]| {
+            std::fs::write(&path, start).expect("file");
+            may_be_image("photo.txt", &path)
+        };
+        assert!(
+            is_image(b"\xff\xd8\xff\xe0")
+                && is_image(b"RIFF\x10\0\0\0WEBPVP8 ")
+                && is_image(b"BM\x10\0\0\0\0\0\0\0\x36")
+        );
+        assert!(is_image(b"GIF89a") && is_image(b"\x89PNG\r\n") && is_image(b"II*\0"));
+        for text in [&b""[..], b"BMW, Audi, Volkswagen", b"RIFF, a list of words", b"[]"] {
+            assert!(!is_image(text), "{text:?}");
+        }
+    }
 
     #[test]
     fn images_are_told_from_lists_by_their_names() {

@@ -146,7 +146,7 @@ impl ImageFolder {
     /// links inside the folder are followed. An absolute path that is no file here is one of another machine.
     fn below_root<'a>(&self, path: &'a str) -> Option<(Vec<&'a str>, Rest)> {
         let mut parts = components(path)?;
-        if !Path::new(path).is_absolute() {
+        if !is_absolute(path) {
             return Some((parts, Rest::OfDataSet));
         }
         let is_above = |root: &&Vec<String>| parts.len() > root.len() && root.iter().eq(&parts[..root.len()]);
@@ -232,6 +232,12 @@ enum Rest {
     OfMachine,
     /// Of a URL: they are the host's, and a folder of downloads has the base names alone.
     OfHost,
+}
+
+/// True of an absolute path of any system.
+fn is_absolute(path: &str) -> bool {
+    let has_drive = matches!(path.as_bytes(), [letter, b':', b'/' | b'\\', ..] if letter.is_ascii_alphabetic());
+    has_drive || path.starts_with(['/', '\\'])
 }
 
 fn ends_with(path: &[String], end: &[&str]) -> bool {
@@ -368,11 +374,13 @@ mod tests {
         refused("single/images", "multi/images/8.jpg");
         refused("coco/train2017", "other/train2017/1.jpg");
         refused("val2017", "/home/else/coco/train2017/1.jpg");
+        refused("val2017", "D:\\coco\\train2017\\1.jpg");
         for (folder, name) in [
             ("coco/train2017", "1.jpg"),
             ("coco/train2017", "train2017/1.jpg"),
             ("coco/train2017", "coco/train2017/1.jpg"),
             ("coco/train2017", "/home/else/data/train2017/1.jpg"),
+            ("coco/train2017", "C:\\data\\train2017\\1.jpg"),
             ("coco", "coco/train2017/1.jpg"),
             ("coco", "/home/else/train2017/1.jpg"),
             ("coco", "1.jpg"),

@@ -13,7 +13,7 @@ use std::ops::{ControlFlow, Range};
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
-use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
+use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
 use vela_types::Fingerprint;
 
@@ -230,7 +230,7 @@ fn parse_fields(raw: &RawRecord) -> Result<Value, Fault> {
     })
 }
 
-/// Refuses a record in which a key stands twice: which of the two is meant cannot be told.
+/// Refuses a record in which a key stands twice in one object, at any depth: which of the two is meant cannot be told.
 fn check_keys(raw: &RawRecord) -> Result<(), Fault> {
     match serde_json::from_slice::<Keys>(&raw.bytes) {
         Ok(Keys { repeated: Some(key) }) => {
@@ -240,14 +240,15 @@ fn check_keys(raw: &RawRecord) -> Result<(), Fault> {
     }
 }
 
-/// The first key that stands twice in an object; none in anything else.
+/// The first key that stands twice in an object of a value.
+#[derive(Default)]
 struct Keys {
     repeated: Option<String>,
 }
 
 impl<'de> Deserialize<'de> for Keys {
     fn deserialize<D: Deserializer<'de>>(parser: D) -> Result<Self, D::Error> {
-        parser.deserialize_map(KeysVisitor)
+        parser.deserialize_any(KeysVisitor)
     }
 }
 
@@ -257,15 +258,47 @@ impl<'de> Visitor<'de> for KeysVisitor {
     type Value = Keys;
 
     fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        out.write_str("an object")
+        out.write_str("a value")
+    }
+
+    fn visit_unit<E>(self) -> Result<Keys, E> {
+        Ok(Keys::default())
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<Keys, E> {
+        Ok(Keys::default())
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<Keys, E> {
+        Ok(Keys::default())
+    }
+
+    fn visit_u64<E>(self, _: u64) -> Result<Keys, E> {
+        Ok(Keys::default())
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<Keys, E> {
+        Ok(Keys::default())
+    }
+
+    fn visit_str<E>(self, _: &str) -> Result<Keys, E> {
+        Ok(Keys::default())
+    }
+
+    fn visit_seq<S: SeqAccess<'de>>(self, mut items: S) -> Result<Keys, S::Error> {
+        let mut found = Keys::default();
+        while let Some(item) = items.next_element::<Keys>()? {
+            found.repeated = found.repeated.or(item.repeated);
+        }
+        Ok(found)
     }
 
     fn visit_map<M: MapAccess<'de>>(self, mut object: M) -> Result<Keys, M::Error> {
         let (mut seen, mut repeated) = (HashSet::new(), None);
         while let Some(key) = object.next_key::<String>()? {
-            object.next_value::<IgnoredAny>()?;
-            if repeated.is_none() && !seen.insert(key.clone()) {
-                repeated = Some(key);
+            let inner = object.next_value::<Keys>()?.repeated;
+            if repeated.is_none() {
+                repeated = if seen.insert(key.clone()) { inner } else { Some(key) };
             }
         }
         Ok(Keys { repeated })
@@ -427,6 +460,20 @@ mod tests {
                 .map(String::as_str)
                 .collect()
         );
+    }
+
+    #[test]
+    fn a_key_that_stands_twice_is_found_at_any_depth() {
+        let sound = talk("", "conversations", ["from", "human", "gpt"]);
+        let turn = sound.replace(r#""value": "A.""#, r#""value": "A.", "value": "B.""#);
+        let meta = sound.replacen('{', r#"{"meta": [[{"a": {"b": 1, "c": null, "b": 2.5}}], true], "#, 1);
+        let own = sound.replacen('{', r#"{"id": 1, "id": 2, "#, 1);
+        let same_in_two = sound.replacen('{', r#"{"a": {"b": -1}, "c": {"b": "x"}, "#, 1);
+        let lines = [sound, turn, meta, own, same_in_two].join("\n");
+        let entries = read_json("a.jsonl", lines.as_bytes(), Llava).expect("reads");
+        assert_eq!(causes(&entries), ["", "duplicate_key", "duplicate_key", "duplicate_key", ""]);
+        let details = entries[1..4].iter().map(|entry| &entry.content.as_ref().expect_err("twice").detail);
+        assert!(details.zip(["`value`", "`b`", "`id`"]).all(|(detail, key)| detail.contains(key)));
     }
 
     #[test]
