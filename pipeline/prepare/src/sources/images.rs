@@ -130,7 +130,7 @@ impl ImageFolder {
             None => Ok(path_ref(&data_folder.join(path))),
             Some(root) if is_url => {
                 let wanted = components(&path).ok_or_else(|| self.not_local(name))?;
-                let found = self.lookup(&wanted, Rest::OfHost)?;
+                let found = self.lookup(&wanted, Rest::Host)?;
                 found.map(|found| path_ref(&root.join(found))).ok_or_else(|| self.not_local(name))
             }
             Some(root) => {
@@ -147,15 +147,15 @@ impl ImageFolder {
     fn below_root<'a>(&self, path: &'a str) -> Option<(Vec<&'a str>, Rest)> {
         let mut parts = components(path)?;
         if !is_absolute(path) {
-            return Some((parts, Rest::OfDataSet));
+            return Some((parts, Rest::DataSet));
         }
         let is_above = |root: &&Vec<String>| parts.len() > root.len() && root.iter().eq(&parts[..root.len()]);
         match self.root_parts.iter().find(is_above) {
             Some(root) => _ = parts.drain(..root.len()),
             None if Path::new(path).is_file() => return None,
-            None => return Some((parts, Rest::OfMachine)),
+            None => return Some((parts, Rest::Machine)),
         }
-        Some((parts, Rest::OfDataSet))
+        Some((parts, Rest::DataSet))
     }
 
     /// True if a file whose path is the last `num_shared` components of `wanted` is the one that is meant.
@@ -163,9 +163,9 @@ impl ImageFolder {
         let before = &wanted[..wanted.len() - num_shared];
         let ends_root = |parts: &[&str]| self.root_parts.iter().any(|root| ends_with(root, parts));
         match rest {
-            Rest::OfDataSet => ends_root(before),
-            Rest::OfMachine => num_shared > 1 || ends_root(&before[before.len().saturating_sub(1)..]),
-            Rest::OfHost => true,
+            Rest::DataSet => ends_root(before),
+            Rest::Machine => num_shared > 1 || ends_root(&before[before.len().saturating_sub(1)..]),
+            Rest::Host => true,
         }
     }
 
@@ -226,12 +226,12 @@ impl ImageFolder {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Rest {
     /// Those of the data set: all of them must be the end of the image folder's path.
-    OfDataSet,
+    DataSet,
     /// Of an absolute path on another machine, whose upper folders say nothing here: the nearest must be the listed file's
     /// or the image folder's.
-    OfMachine,
+    Machine,
     /// Of a URL: they are the host's, and a folder of downloads has the base names alone.
-    OfHost,
+    Host,
 }
 
 /// True of an absolute path of any system.
