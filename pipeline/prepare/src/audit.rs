@@ -11,7 +11,6 @@ use std::thread;
 use serde::Serialize;
 use vela_processor::{ImageCheck, check_image};
 use vela_runtime::{Progress, Shutdown};
-use vela_types::ImageRef;
 
 use crate::PrepareError;
 use crate::build::{InputConfig, Reject, check_share, counted};
@@ -19,6 +18,8 @@ use crate::sources::{Entry, Fault, ImageFolder, InputFile, InputSet, RawContent}
 
 /// Records looked at together: the threads share them, and their faults are told in the order of the records.
 const BATCH: usize = 1024;
+/// Image files inside the records that are looked at together, unless a single record has more.
+const BATCH_BYTES: usize = 64 << 20;
 
 /// What to look at.
 #[derive(Clone, Debug, PartialEq)]
@@ -146,15 +147,14 @@ fn audit_file(
     progress: &Progress,
     shutdown: &Shutdown,
 ) -> Result<(), PrepareError> {
-    let mut batch = Vec::with_capacity(BATCH);
+    let mut batch = Batch::default();
     let mut failed = None;
-    let mut look = |batch: &mut Vec<Entry>| {
-        progress.inc(batch.len() as u64);
-        findings.note(file, check_batch(config, std::mem::take(batch)))
+    let mut look = |batch: &mut Batch| {
+        progress.inc(batch.entries.len() as u64);
+        findings.note(file, check_batch(config, std::mem::take(batch).entries))
     };
     file.records.read(0..num_records, &mut |entry| {
-        batch.push(entry);
-        if batch.len() == BATCH {
+        if batch.push(entry) {
             failed = look(&mut batch).err();
         }
         if failed.is_some() || shutdown.requested() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
@@ -162,6 +162,23 @@ fn audit_file(
     match failed {
         Some(fault) => Err(fault),
         None => look(&mut batch),
+    }
+}
+
+/// Records that wait to be looked at.
+#[derive(Default)]
+struct Batch {
+    entries: Vec<Entry>,
+    /// Of the image files inside them.
+    num_bytes: usize,
+}
+
+impl Batch {
+    /// Adds a record. True if no further one should follow.
+    fn push(&mut self, entry: Entry) -> bool {
+        self.num_bytes += entry.content.as_ref().map_or(0, RawContent::embedded_bytes);
+        self.entries.push(entry);
+        self.entries.len() >= BATCH || self.num_bytes >= BATCH_BYTES
     }
 }
 
@@ -184,14 +201,10 @@ fn check_batch(config: &AuditConfig, batch: Vec<Entry>) -> Vec<Checked> {
 
 fn check_entry(entry: &Entry, depth: ImageCheck) -> Result<u64, Fault> {
     let content = entry.content.as_ref().map_err(Fault::clone)?;
-    let images: &[ImageRef] = match content {
-        RawContent::Caption(caption) => std::slice::from_ref(&caption.image),
-        RawContent::Dialogue(sample) => &sample.images,
-    };
-    for image in images {
+    for image in content.images() {
         check_image(image, depth).map_err(|fault| Fault::of_processor(&fault).of(content.id()))?;
     }
-    Ok(images.len() as u64)
+    Ok(content.images().len() as u64)
 }
 
 /// The counts so far and the list being written.
@@ -239,5 +252,29 @@ impl Findings {
             list.flush().map_err(PrepareError::io("write", &path))?;
         }
         Ok(self.report)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use vela_types::{ImageRef, Language, Sample};
+
+    use super::*;
+
+    fn entry(image: &ImageRef) -> Entry {
+        let (id, source, images) = ("a/b/1".to_owned(), "a".to_owned(), vec![image.clone()]);
+        let sample = Sample { id, source, language: Language::En, images, turns: vec![] };
+        Entry { record: 0, content: Ok(RawContent::Dialogue(sample)) }
+    }
+
+    #[test]
+    fn records_that_hold_their_images_are_looked_at_before_they_are_many_bytes() {
+        let full_at = |image: ImageRef| {
+            let mut batch = Batch::default();
+            (1..).find(|_| batch.push(entry(&image))).expect("some day")
+        };
+        let of_mib = |num: usize| ImageRef::Bytes { name: "1.png".to_owned(), data: vec![0; num << 20].into() };
+        assert_eq!([full_at(of_mib(1)), full_at(of_mib(20)), full_at(of_mib(65))], [64, 4, 1]);
+        assert_eq!(full_at(ImageRef::Path("1.png".to_owned())), BATCH);
     }
 }

@@ -7,7 +7,7 @@ mod task;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use vela_processor::{ImageCheck, ImageMode};
+use vela_processor::{ImageCheck, ImageMode, TemplateDate, template_names};
 use vela_runtime::clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use vela_runtime::clap::{self, Args, Parser, Subcommand, ValueEnum};
 use vela_runtime::{ByteSize, CommandError, ExitStatus, Outcome, Progress, Shutdown, run_command};
@@ -127,6 +127,15 @@ struct BuildArgs {
     /// Whose pixels are reproduced.
     #[arg(long, value_enum, default_value_t = ImageModeFlag::Pillow)]
     image_mode: ImageModeFlag,
+    /// Built-in chat template [default: what the processor folder says].
+    #[arg(long, value_parser = PossibleValuesParser::new(template_names()))]
+    template: Option<String>,
+    /// Day that the chat template may tell, `YYYY-MM-DD` [default: what the processor folder says].
+    #[arg(long)]
+    template_date: Option<TemplateDate>,
+    /// System turn of dialogues that bring none [default: what the processor folder says].
+    #[arg(long)]
+    system: Option<String>,
     /// Accepted share of rejected records.
     #[arg(long, default_value_t = 0.05)]
     max_reject: f64,
@@ -348,6 +357,9 @@ impl TryFrom<BuildArgs> for BuildConfig {
                 ImageModeFlag::Pillow => ImageMode::Pillow,
                 ImageModeFlag::Torchvision => ImageMode::Torchvision,
             },
+            template: args.template,
+            template_date: args.template_date,
+            system: args.system,
             max_reject: args.max_reject,
             clean,
             ..defaults
@@ -511,6 +523,21 @@ mod tests {
         for flags in cases {
             let fault = config(MIX, flags).expect_err(flags[0]);
             assert!(fault.is_usage() && fault.to_string().contains(flags[0]), "{fault}");
+        }
+    }
+
+    #[test]
+    fn what_the_template_is_told_comes_from_the_flags_and_unknown_ones_are_refused() {
+        let flags = ["--template", "llama3.2", "--template-date", "2025-02-28", "--system", "Be brief."];
+        let config = config(MIX, &flags).expect("a build");
+        assert_eq!((config.template.as_deref(), config.system.as_deref()), (Some("llama3.2"), Some("Be brief.")));
+        assert_eq!(config.template_date, Some("2025-02-28".parse().expect("a day")));
+        let line = ["pipeline", "build-shards", "--mix", "m", "--processor", "p", "--output", "o"];
+        for (flag, value, said) in
+            [("--template", "llama4", "qwen2.5"), ("--template-date", "2025-02-30", "2025-02-30")]
+        {
+            let fault = Cli::try_parse_from(line.iter().chain(&[flag, value])).err().expect("refused").to_string();
+            assert!(fault.contains(said), "{fault}");
         }
     }
 

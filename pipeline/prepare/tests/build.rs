@@ -8,8 +8,8 @@ use std::sync::Arc;
 use polars::prelude::{Column, DataFrame, ParquetWriter};
 use serde_json::{Value, json};
 use vela_prepare::{
-    BuildConfig, BuildReport, DemoDataConfig, DemoDataReport, DialogueConfig, DialogueMode, ImageFolder, InputConfig,
-    InputSet, PrepareError, Reject, Source, build_shards, write_demo_data,
+    BuildConfig, BuildReport, BuildWorker, DemoDataConfig, DemoDataReport, DialogueConfig, DialogueMode, ImageFolder,
+    InputConfig, InputSet, PrepareError, Reject, Source, SourceOptions, build_shards, write_demo_data,
 };
 use vela_processor::{Processor, ProcessorOptions};
 use vela_runtime::{Progress, Shutdown};
@@ -205,6 +205,37 @@ fn a_folder_of_another_build_is_refused_with_the_remedy() {
 }
 
 #[test]
+fn a_registry_that_reads_the_file_another_way_is_another_build() {
+    let demo = Demo::new(2);
+    let folder = demo.path("factory");
+    fs::create_dir(&folder).expect("folder");
+    let turn = |role: &str, first: &str, second: &str| json!({"role": role, "content": first, "other": second});
+    let messages = [turn("user", "Which?", "Who?"), turn("assistant", "This one.", "That one.")];
+    fs::write(folder.join("set.json"), json!([{"messages": messages}]).to_string()).expect("records");
+    let register = |content: &str| {
+        let tags =
+            json!({"role_tag": "role", "content_tag": content, "user_tag": "user", "assistant_tag": "assistant"});
+        let entry = json!({"file_name": "set.json", "formatting": "sharegpt", "columns": {"messages": "messages"}, "tags": tags});
+        fs::write(folder.join("dataset_info.json"), json!({"set": entry}).to_string()).expect("registry");
+    };
+    let options = SourceOptions { dataset: Some("set".to_owned()), ..SourceOptions::default() };
+    let inputs = vec![InputConfig { options, ..InputConfig::new(Source::Sharegpt, &folder) }];
+    let config = BuildConfig { inputs, ..demo.config(vec![], "registered") };
+    let plan = || BuildWorker::open(&BuildConfig { output: demo.path("plan").display().to_string(), ..config.clone() });
+    register("content");
+    assert_eq!(build(&config).samples, 1);
+    let task = plan().expect("planned").tasks().remove(0);
+    register("other");
+    let fault = try_build(&config).expect_err("the shards are of another reading");
+    assert!(matches!(fault, PrepareError::OutputInUse { .. }), "{fault}");
+    fs::remove_dir_all(demo.path("plan")).expect("removed");
+    let late = plan().expect("planned").build_shard(&task, &Progress::hidden(), &Shutdown::new());
+    assert!(matches!(late, Err(PrepareError::OtherPlan { .. })), "{late:?}");
+    register("content");
+    assert_eq!(build(&config).kept_shards, 1, "the first reading is the first build");
+}
+
+#[test]
 fn a_damaged_or_missing_shard_is_made_again_and_the_others_are_kept() {
     let demo = Demo::new(40);
     let config = BuildConfig { shard_size_bytes: 10 * (3 * 32 * 32 + 4096), ..demo.config(vec![demo.en()], "repair") };
@@ -367,6 +398,57 @@ fn a_stopped_build_continues_and_nothing_left_is_an_error() {
     fs::write(&path, "{\"conversations\":[]}\n".repeat(2)).expect("lines");
     let fault = try_build(&demo.config(vec![InputConfig::new(Source::Llava, path)], "none")).expect_err("no sample");
     assert!(matches!(fault, PrepareError::NothingLeft { records: 2, .. }), "{fault}");
+}
+
+#[test]
+fn a_commit_leaves_the_files_that_other_tasks_are_writing_and_the_last_task_removes_litter() {
+    let demo = Demo::new(4);
+    let config = demo.config(vec![demo.en()], "tasks");
+    let litter = Path::new(&config.output).join("shard-00000.parquet.0123456789abcdef.partial");
+    let open = || BuildWorker::open(&config).expect("planned");
+    let (worker, late) = (open(), open());
+    let task = worker.tasks().remove(0);
+    let made = worker.build_shard(&task, &Progress::hidden(), &Shutdown::new()).expect("made");
+    fs::write(&litter, "half").expect("written");
+    worker.commit().expect("committed");
+    assert_eq!(late.build_shard(&task, &Progress::hidden(), &Shutdown::new()).expect("its row"), made);
+    assert!(litter.exists(), "the other task may be writing it");
+    drop(worker);
+    late.commit().expect("committed");
+    assert!(!litter.exists());
+}
+
+#[test]
+fn a_strangers_unfinished_file_is_neither_taken_nor_removed() {
+    let demo = Demo::new(2);
+    let config = demo.config(vec![demo.en()], "strange");
+    let film = Path::new(&config.output).join("film.mkv.partial");
+    fs::create_dir_all(&config.output).expect("folder");
+    fs::write(&film, "half a film").expect("file");
+    let fault = try_build(&config).expect_err("a stranger's file").to_string();
+    assert!(fault.contains("film.mkv.partial"), "{fault}");
+    fs::remove_file(&film).expect("there");
+    build(&config);
+    fs::write(&film, "half a film").expect("file");
+    assert_eq!(build(&config).kept_shards, 1);
+    assert_eq!(fs::read(&film).expect("there"), b"half a film");
+}
+
+#[test]
+fn a_template_and_a_system_turn_of_the_command_line_are_those_of_the_records() {
+    let demo = Demo::new(2);
+    let text = |config: &BuildConfig| {
+        build(config);
+        let processor = Processor::load(&Path::new(&config.output).join("processor"), &ProcessorOptions::default());
+        let processor = processor.expect("the copy has what the flags said");
+        processor.decode(&records(&config.output)[0].input_ids, false).expect("decoded")
+    };
+    let plain = demo.config(vec![demo.en()], "plain");
+    let system = BuildConfig { system: Some("red circle".to_owned()), ..demo.config(vec![demo.en()], "system") };
+    let (plain_text, system_text) = (text(&plain), text(&system));
+    assert!(!plain_text.contains("red circle") && system_text.contains("red circle"), "{system_text}");
+    let again = BuildConfig { output: plain.output.clone(), ..system };
+    assert!(matches!(try_build(&again), Err(PrepareError::OutputInUse { .. })), "another plan");
 }
 
 #[test]

@@ -114,6 +114,26 @@ fn images_are_compared_byte_for_byte() {
 }
 
 #[test]
+fn a_record_without_its_image_does_not_stand_for_a_sound_one() {
+    let place = Place::new();
+    let line = |id: &str, image: &str| {
+        let turns = json!([{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "It is one."}]);
+        json!({"id": id, "image": format!("images/{image}"), "conversations": turns}).to_string()
+    };
+    let images = place.demo.llava.parent().expect("folder").join("images");
+    fs::write(images.join("broken.png"), "no image").expect("file");
+    let lines =
+        [line("a", "absent.png"), line("b", "broken.png"), line("c", "en_000000.png"), line("d", "en_000001.png")];
+    let path = place.demo.llava.with_file_name("absent.jsonl");
+    fs::write(&path, lines.join("\n")).expect("lines");
+    let clean = CleanConfig { dedupe: vec![Likeness::Text], ..CleanConfig::default() };
+    let (report, ids) = place.build("absent", vec![InputConfig::new(Source::Llava, path)], clean);
+    assert_eq!(ids, ["c"]);
+    let expected = [("missing_image", 1), ("unknown_image_format", 1), ("duplicate_text", 1)];
+    assert_eq!(report.rejected, counts(&expected));
+}
+
+#[test]
 fn the_parts_are_disjoint_whole_and_fixed_by_the_ids_alone() {
     let place = Place::new();
     let answers: Vec<String> = (0..400).map(|index| format!("Answer number {index}.")).collect();

@@ -383,6 +383,40 @@ fn a_server_that_is_gone_ends_the_run_and_keeps_what_was_answered() {
 }
 
 #[test]
+fn equal_requests_are_paid_once_and_a_second_run_changes_nothing() {
+    let counts = std::sync::Mutex::new(BTreeMap::new());
+    // No two answers are equal.
+    let server = Server::start(move |request| {
+        std::thread::sleep(Duration::from_millis(50));
+        let (n, before) = (number(request), earlier(&counts, number(request)));
+        completion(&TALK.replace("{n}", &format!("{n}, asked {before} times before")), "stop")
+    });
+    let place = Place::new(3);
+    let lines = fs::read_to_string(place.path("facts.jsonl")).expect("file");
+    let again = |copy: usize| lines.replace("\"id\":\"", &format!("\"id\":\"{copy}-"));
+    place.write("facts.jsonl", &(0..4).map(again).collect::<String>());
+    let report = place.report(&server, 0, &["--concurrency", "8"]);
+    assert_eq!((report["samples"].as_u64(), report["cached"].as_u64()), (Some(12), Some(9)), "{report}");
+    assert_eq!(asked(&server), (0..3).map(|n| (n, 1)).collect());
+    let first = fs::read(place.path("out.jsonl")).expect("dialogues");
+    fs::remove_file(place.path("out.jsonl")).expect("removed");
+    assert_eq!(place.report(&server, 0, &["--concurrency", "8"])["cached"], 12);
+    assert_eq!(fs::read(place.path("out.jsonl")).expect("dialogues"), first);
+}
+
+#[test]
+fn records_that_the_server_refuses_are_rejects_however_many_follow_one_another() {
+    let server = Server::start(|request| match number(request) {
+        n if n < 20 => Answer::of(400, "", b"the prompt is too long"),
+        n => talk(n),
+    });
+    let place = Place::new(24);
+    let report = place.report(&server, 3, &["--concurrency", "2"]);
+    assert_eq!(report["rejected"], json!({"http_400": 20}), "{report}");
+    assert_eq!(report["samples"], 4);
+}
+
+#[test]
 fn records_that_cannot_be_asked_about_are_rejects_and_the_rest_goes_on() {
     let server = Server::start(|request| talk(number(request)));
     let place = Place::new(4);

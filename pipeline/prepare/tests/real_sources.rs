@@ -254,7 +254,7 @@ fn webdataset_shards_without_pairs_lose_no_key_in_silence() {
     let entries = read(&InputConfig::new(Source::Webdataset, &folder));
     assert_eq!((entries.len(), causes(&entries)), (103, [("compressed_member", 3), ("unknown_member", 100)].into()));
     let fault = entries[0].content.as_ref().expect_err("compressed");
-    assert_eq!(fault.id.as_deref(), Some("webdataset/compressed/compressed/0001"));
+    assert_eq!(fault.id.as_deref(), Some("webdataset/compressed/compressed%2F0001"));
     assert!(fault.detail.contains("0001.txt.gz"), "{}", fault.detail);
     let images = Arc::new(ImageFolder::open(None, None).expect("no folder"));
     let config = InputConfig::new(Source::Webdataset, folder.join("mpdata.tar"));

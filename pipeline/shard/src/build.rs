@@ -12,7 +12,7 @@ use crate::manifest::{Manifest, ShardEntry, Totals};
 use crate::reader::ShardReader;
 use crate::row::RowBuffer;
 use crate::schema::SCHEMA_VERSION;
-use crate::store::{PARTIAL_SUFFIX, Store, write_whole};
+use crate::store::{Store, is_partial_name, write_whole};
 use crate::writer::{ShardSettings, ShardWriter, shard_file_name};
 
 /// A finished shard file: its manifest entry and its part of the lengths index.
@@ -47,10 +47,9 @@ pub struct BuildFolder {
     settings: ShardSettings,
 }
 
-/// Shards, completions, and whatever is half written.
+/// Shards and completions.
 fn is_build_file(name: &str) -> bool {
-    let is_shard = name.starts_with("shard-") && (name.ends_with(".json") || name.ends_with(".parquet"));
-    is_shard || name.ends_with(PARTIAL_SUFFIX)
+    name.starts_with("shard-") && (name.ends_with(".json") || name.ends_with(".parquet"))
 }
 
 fn completion_file_name(index: u32) -> String {
@@ -158,7 +157,7 @@ impl BuildFolder {
     /// Removes what a killed build left half written. Only while nobody else builds here.
     pub fn sweep(&self) -> Result<(), ShardError> {
         let names = self.store.list()?;
-        names.iter().filter(|name| name.ends_with(PARTIAL_SUFFIX)).try_for_each(|name| self.store.remove(name))
+        names.iter().filter(|name| is_partial_name(name)).try_for_each(|name| self.store.remove(name))
     }
 
     /// Writes lengths index and manifest over shards `0..num_shards`, all completed, then removes what only the build
@@ -236,13 +235,14 @@ impl BuildFolder {
         }
     }
 
-    /// Removes all shards and completions of an unfinished build, and what it left half written.
+    /// Removes all shards and completions of an unfinished build.
     pub fn abandon(&self) -> Result<(), ShardError> {
         let names = self.store.list()?;
         names.iter().filter(|name| is_build_file(name)).try_for_each(|name| self.store.remove(name))
     }
 
-    /// Removes completions, partial files and shards of an earlier build that the manifest does not name.
+    /// Removes completions, and shards of an earlier build that the manifest does not name. Files that are half written stay, as
+    /// other processes of the build may be at them: see [`BuildFolder::sweep`].
     pub fn clean(&self, manifest: &Manifest) -> Result<(), ShardError> {
         let is_named = |name: &str| manifest.shards.iter().any(|shard| shard.file == name);
         for name in self.store.list()? {

@@ -33,5 +33,5 @@ pub use reader::ShardReader;
 pub use remote::{RemoteOptions, RemoteStore, stage_input};
 pub use row::{ImageHome, RowBuffer};
 pub use schema::{MAX_TOKENS, SCHEMA_VERSION};
-pub use store::{Claim, FileStamp, Store, StoreFile, local_path, open_store};
+pub use store::{Claim, FileStamp, Store, StoreFile, is_partial_name, local_path, open_store};
 pub use writer::{DEFAULT_ROW_GROUP_BYTES, ShardSettings, ShardWriter, shard_file_name};

@@ -112,6 +112,15 @@ pub fn local_path(url: &str) -> Result<Option<&Path>, ShardError> {
 /// Ending of files that are still being written.
 pub(crate) const PARTIAL_SUFFIX: &str = ".partial";
 
+/// True of the name of a file that a local store is still writing, or was when its process was killed: `NAME.HEX.partial` with 16
+/// hexadecimal digits. Any other `.partial` file is a stranger's.
+pub fn is_partial_name(name: &str) -> bool {
+    let unique = name.strip_suffix(PARTIAL_SUFFIX).and_then(|name| name.rsplit_once('.'));
+    unique.is_some_and(|(name, hex)| {
+        !name.is_empty() && hex.len() == 16 && hex.bytes().all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f'))
+    })
+}
+
 /// Writes one small file whole.
 pub(crate) fn write_whole(store: &dyn Store, name: &str, bytes: &[u8]) -> Result<(), ShardError> {
     let mut file = store.create(name)?;

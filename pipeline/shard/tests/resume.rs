@@ -20,6 +20,7 @@ fn open(folder: &Path) -> BuildFolder {
 /// What a build does: keep the good shards, make the others, commit. Gives the indices it made.
 fn build(folder: &Path) -> Vec<u32> {
     let (build, records) = (open(folder), records(11));
+    build.sweep().expect("nobody else is here");
     let parts = records.chunks(SHARD_ROWS).zip(0..NUM_SHARDS);
     let missing: Vec<u32> = parts
         .filter(|(_, index)| build.completed_shard(*index).expect("a readable folder").is_none())
@@ -62,12 +63,33 @@ fn a_kill_between_shards_costs_only_the_shards_not_made() {
 #[test]
 fn a_kill_while_a_file_is_written_leaves_litter_that_the_next_build_removes() {
     let (whole, folder) = stopped();
-    for name in ["shard-00002.parquet.partial", "manifest.json.partial", "lengths.bin.partial"] {
-        fs::write(folder.path().join(name), b"half").expect("litter");
+    for name in ["shard-00002.parquet", "manifest.json", "lengths.bin"] {
+        fs::write(folder.path().join(format!("{name}.0123456789abcdef.partial")), b"half").expect("litter");
     }
     // Killed after the shard was renamed and before its completion was.
     fs::write(folder.path().join("shard-00002.parquet"), b"whole but not vouched for").expect("a shard");
     assert_eq!(build(folder.path()), [2]);
+    assert_eq!(contents(folder.path()), whole);
+}
+
+#[test]
+fn files_that_others_are_writing_are_left_alone() {
+    let (whole, folder) = stopped();
+    let mine = "shard-00002.parquet.0123456789abcdef.partial";
+    let strangers = ["thesis.partial", "x.0123456789ABCDEF.partial", ".0123456789abcdef.partial", "x.abc.partial"];
+    assert_eq!(build(folder.path()), [2]);
+    for name in strangers.iter().chain([&mine]) {
+        fs::write(folder.path().join(name), b"half").expect("written");
+    }
+    let again = open(folder.path());
+    let manifest = again.manifest().expect("read").expect("finished");
+    again.clean(&manifest).expect("cleaned");
+    assert!(folder.path().join(mine).exists(), "somebody may be writing it");
+    again.sweep().expect("swept");
+    assert!(!folder.path().join(mine).exists());
+    for name in strangers {
+        fs::remove_file(folder.path().join(name)).expect("a stranger's file is still there");
+    }
     assert_eq!(contents(folder.path()), whole);
 }
 

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use vela_processor::ImageMode;
+use vela_processor::{ImageMode, ProcessorOptions, TemplateDate};
 use vela_shard::{RemoteOptions, stage_input};
 
 use super::output::refused_url;
@@ -130,6 +130,15 @@ pub struct BuildConfig {
     pub max_length: usize,
     /// Whose pixels are reproduced.
     pub image_mode: ImageMode,
+    /// A built-in chat template instead of the processor folder's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub template: Option<String>,
+    /// The day that templates may tell, instead of the processor folder's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub template_date: Option<TemplateDate>,
+    /// The system turn of dialogues that bring none, instead of the processor folder's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub system: Option<String>,
     /// Accepted share of rejected records, 0 to 1.
     pub max_reject: f64,
     /// Which sound records are left out.
@@ -149,8 +158,21 @@ impl BuildConfig {
             shard_size_bytes: 512 << 20,
             max_length: 2048,
             image_mode: ImageMode::default(),
+            template: None,
+            template_date: None,
+            system: None,
             max_reject: 0.05,
             clean: CleanConfig::default(),
+        }
+    }
+
+    /// What is asked of the processor. Its fingerprint covers it, and so does the plan.
+    pub(super) fn processor_options(&self) -> ProcessorOptions {
+        ProcessorOptions {
+            image_mode: Some(self.image_mode),
+            template: self.template.clone(),
+            template_date: self.template_date,
+            system: self.system.clone(),
         }
     }
 

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use vela_processor::{Processor, ProcessorOptions};
+use vela_processor::Processor;
 use vela_runtime::{Progress, Shutdown};
 use vela_shard::{BuildFolder, CompletedShard, Manifest, ShardEntry, ShardError, ShardSettings, Store};
 use vela_types::Sample;
@@ -32,7 +32,7 @@ pub(crate) use report::counted;
 pub use task::{BuildTask, BuildWorker, build_shard};
 
 use crate::PrepareError;
-use lock::{Company, OutputLock};
+use lock::{Company, OutputLock, is_read_only};
 use output::{abandon, leave, open_folder, output_folder, save_processor, write_file};
 use reject::ShardNotes;
 use repair::repair;
@@ -57,8 +57,7 @@ pub fn build_shards(
 /// Checks `config` and loads the processor it names.
 fn open_processor(config: &BuildConfig) -> Result<Processor, PrepareError> {
     config.check()?;
-    let options = ProcessorOptions { image_mode: Some(config.image_mode), ..ProcessorOptions::default() };
-    load_processor(&config.processor, &options)
+    load_processor(&config.processor, &config.processor_options())
 }
 
 /// A build whose records are made by `process`.
@@ -75,6 +74,7 @@ fn build_with(
     let stages = build.stages(config, process, progress, shutdown);
     let (manifest, kept_shards) = match build.folder.manifest()? {
         Some(manifest) => {
+            build.sweep()?;
             let kept = repair(&stages, &build.folder, build.store.as_ref(), &manifest)?;
             (manifest, kept)
         }
@@ -97,7 +97,7 @@ struct OpenBuild {
     processor_files: Vec<String>,
     output: String,
     /// Of a local output.
-    _lock: Option<OutputLock>,
+    lock: Option<OutputLock>,
 }
 
 impl OpenBuild {
@@ -111,12 +111,20 @@ impl OpenBuild {
             return Err(PrepareError::Flag { flag: "--output", expected, found });
         }
         let plan = BuildPlan::new(config, processor.summary())?;
-        let lock = local.map(|folder| OutputLock::take(folder, company)).transpose()?;
-        let folder = open_folder(config, &plan, &store, ShardSettings::new(processor.summary().clone()))?;
+        let lock = local.map(|folder| OutputLock::take(folder, company)).transpose();
+        let folder = || open_folder(config, &plan, &store, ShardSettings::new(processor.summary().clone()));
+        let (lock, folder) = match lock {
+            // A finished set on a read-only medium needs none: it is verified, and nothing is written unless it is damaged.
+            Err(fault) if is_read_only(&fault) => match folder().and_then(|folder| Ok((folder.manifest()?, folder))) {
+                Ok((Some(_), folder)) => (None, folder),
+                _ => return Err(fault),
+            },
+            lock => (lock?, folder()?),
+        };
         save_processor(processor, &output)?;
         let image_bytes = processor.summary().image_shape.num_elements() as u64;
         let processor_files = processor.files().map(|(name, _)| name.to_owned()).collect();
-        Ok(Self { plan, store, folder, image_bytes, processor_files, output, _lock: lock })
+        Ok(Self { plan, store, folder, image_bytes, processor_files, output, lock })
     }
 
     fn stages<'a>(
@@ -132,7 +140,7 @@ impl OpenBuild {
 
     /// Makes every shard that is not complete, then commits. Returns the manifest and how many shards were kept.
     fn build_all(&self, stages: &Stages<'_>) -> Result<(Manifest, usize), PrepareError> {
-        self.folder.sweep()?;
+        self.sweep()?;
         let mut kept = 0;
         for spec in &self.plan.shards {
             kept += usize::from(self.complete_shard(stages, spec)?.1);
@@ -148,9 +156,30 @@ impl OpenBuild {
             stages.progress.inc(spec.num_records);
             return Ok((shard.entry, true));
         }
+        match self.make_shard(stages, spec) {
+            Ok(entry) => Ok((entry, false)),
+            // An equal build may have been faster, and have removed what this one was writing.
+            Err(fault) if is_gone(&fault) => match self.folder.manifest()? {
+                Some(mut manifest) => Ok((manifest.shards.swap_remove(spec.index as usize), true)),
+                None => Err(fault),
+            },
+            Err(fault) => Err(fault),
+        }
+    }
+
+    fn make_shard(&self, stages: &Stages<'_>, spec: &ShardSpec) -> Result<ShardEntry, PrepareError> {
         let (shard, notes) = stages.build_shard(spec, &self.folder)?;
         self.folder.complete_shard(spec.index, &shard, notes.to_json())?;
-        Ok((shard.entry, false))
+        Ok(shard.entry)
+    }
+
+    /// Removes what killed processes left half written, unless somebody else is at work here. A remote store has no such files.
+    fn sweep(&self) -> Result<(), PrepareError> {
+        match &self.lock {
+            Some(lock) => lock.alone(|| Ok(self.folder.sweep()?)),
+            // Nor can anything be removed from a read-only medium.
+            None => Ok(()),
+        }
     }
 
     /// Makes a shard set of the completed shards, whoever made them. Refuses while one is missing.
@@ -182,8 +211,19 @@ impl OpenBuild {
     }
 }
 
+/// True of a file that was there a moment ago.
+fn is_gone(fault: &PrepareError) -> bool {
+    match fault {
+        PrepareError::Shard(ShardError::Io { source, .. }) => source.kind() == std::io::ErrorKind::NotFound,
+        PrepareError::Shard(ShardError::MissingFile { .. }) => true,
+        _ => false,
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use vela_processor::ProcessorOptions;
+
     use super::*;
     use crate::{DemoDataConfig, InputConfig, Source, write_demo_data};
 
@@ -196,6 +236,39 @@ mod tests {
         let inputs = vec![InputConfig::new(Source::Llava, &demo.llava)];
         let config = BuildConfig::new(inputs, &demo.processor, root.path().join("shards").to_string_lossy());
         (root, processor, config)
+    }
+
+    #[test]
+    fn a_shard_whose_file_vanished_is_that_of_an_equal_build_that_was_faster() {
+        let (root, processor, config) = build_of_twenty();
+        let (output, finished) = (root.path().join("shards"), root.path().join("finished"));
+        let process = |sample: &Sample| processor.process(sample, config.max_length);
+        build_with(&config, &processor, &process, &Progress::hidden(), &Shutdown::new()).expect("builds");
+        std::fs::rename(&output, &finished).expect("moved");
+        let build = OpenBuild::new(&config, &processor, Company::Tasks).expect("planned");
+        let names = |folder: &std::path::Path| {
+            let entries = std::fs::read_dir(folder).expect("folder").map(|entry| entry.expect("entry").path());
+            entries.filter(|path| path.is_file()).collect::<Vec<_>>()
+        };
+        let (once, num_removed) = (std::sync::Once::new(), AtomicU64::new(0));
+        let process = |sample: &Sample| {
+            once.call_once(|| {
+                for path in names(&output).iter().filter(|path| path.to_string_lossy().ends_with(".partial")) {
+                    std::fs::remove_file(path).expect("removed");
+                    num_removed.fetch_add(1, Ordering::Relaxed);
+                }
+                for path in names(&finished) {
+                    std::fs::copy(&path, output.join(path.file_name().expect("a name"))).expect("copied");
+                }
+            });
+            processor.process(sample, config.max_length)
+        };
+        let (progress, shutdown) = (Progress::hidden(), Shutdown::new());
+        let stages = build.stages(&config, &process, &progress, &shutdown);
+        let (entry, was_kept) = build.complete_shard(&stages, &build.plan.shards[0]).expect("its row");
+        let manifest = build.folder.manifest().expect("read").expect("finished");
+        assert!(was_kept && num_removed.load(Ordering::Relaxed) == 1);
+        assert_eq!(entry, manifest.shards[0]);
     }
 
     #[test]

@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use vela_processor::{Processor, ProcessorOptions};
 use vela_shard::{
-    BuildFolder, Claim, RemoteOptions, ShardError, ShardSettings, Store, local_path, open_store, stage_input,
+    BuildFolder, Claim, RemoteOptions, ShardError, ShardSettings, Store, is_partial_name, local_path, open_store,
+    stage_input,
 };
 
 use super::lock::LOCK_FILE;
@@ -128,7 +129,7 @@ fn find_stranger(store: &dyn Store) -> Result<Option<String>, PrepareError> {
         let is_ours = match file.as_str() {
             BUILD_FILE | LOCK_FILE => true,
             REJECTS_FILE => store.read(REJECTS_FILE)?.is_some_and(|lines| ShardNotes::from_lines(&lines).is_some()),
-            other => other.ends_with(".partial"),
+            other => is_partial_name(other),
         };
         if !is_ours {
             return Ok(Some(file));
@@ -151,7 +152,11 @@ pub(super) fn abandon(folder: &BuildFolder, output: &str, processor_files: &[Str
 
 /// Takes this build's name from a folder that has its manifest, or nothing any more.
 pub(super) fn leave(store: &dyn Store) -> Result<(), PrepareError> {
-    Ok(store.remove(BUILD_FILE)?)
+    // On a read-only medium even the removal of what is not there fails.
+    match store.stamp(BUILD_FILE)? {
+        Some(_) => Ok(store.remove(BUILD_FILE)?),
+        None => Ok(()),
+    }
 }
 
 pub(super) fn write_file(store: &dyn Store, name: &str, content: &[u8]) -> Result<(), PrepareError> {

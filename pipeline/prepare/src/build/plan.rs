@@ -79,10 +79,14 @@ impl BuildPlan {
             let set = InputSet::open(input, &images, config.seed, output)?;
             let listed = |file: &InputFile| file.hash().map(|(bytes, hash)| json!([file.name, bytes, hash]));
             let listed: Vec<Value> = set.files.iter().map(listed).collect::<Result<_, _>>()?;
-            inputs.push(json!({
+            let mut echo = json!({
                 "source": input.source, "name": input.name, "dialogue": input.dialogue, "options": input.options, "weight": input.weight,
                 "files": listed,
-            }));
+            });
+            if let Some(registered) = &set.registered {
+                echo["registered"] = registered.clone();
+            }
+            inputs.push(echo);
             listings.push(images.fingerprint());
             listings.extend(set.files.iter().map(|file| file.records.images()));
             files.extend(planned_files(set, input));

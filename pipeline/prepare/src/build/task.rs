@@ -95,6 +95,7 @@ impl BuildWorker {
             Some(manifest) => manifest,
             None => self.build.commit()?,
         };
+        self.build.sweep()?;
         let run = RunFacts {
             kept_shards: manifest.shards.len(),
             peak_queue_bytes: 0,

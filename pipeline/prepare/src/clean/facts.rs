@@ -1,11 +1,13 @@
 //! What cleaning must know of a record.
 
 use std::fs::File;
+use std::ops::Range;
 
+use vela_processor::{ImageCheck, check_image};
 use vela_types::{Fingerprint, ImageRef, Language, Role};
 
 use super::{CleanConfig, Likeness};
-use crate::sources::RawContent;
+use crate::sources::{Fault, RawContent};
 
 /// Characters of a shingle, the unit in which texts are compared.
 const SHINGLE_CHARS: usize = 5;
@@ -32,10 +34,16 @@ impl Facts {
     pub(super) fn of(content: &RawContent, config: &CleanConfig) -> Self {
         let (answers, all_text, images) = texts(content);
         let mut keys = Vec::new();
-        for &likeness in &config.dedupe {
+        let normal_text = if config.dedupe.is_empty() { String::new() } else { normal(&all_text) };
+        // A record that the build will reject must not stand for a sound one.
+        let asked = if config.dedupe.is_empty() || !are_sound(content) { &[][..] } else { &config.dedupe };
+        for &likeness in asked {
             match likeness {
-                Likeness::Text => keys.push((likeness, hash(normal(&all_text).as_bytes()))),
-                Likeness::NearText => keys.extend(bands(&normal(&all_text)).into_iter().map(|band| (likeness, band))),
+                // Texts without a letter or sign are not alike for that.
+                Likeness::Text => {
+                    keys.extend((!normal_text.is_empty()).then(|| (likeness, hash(normal_text.as_bytes()))))
+                }
+                Likeness::NearText => keys.extend(bands(&normal_text).into_iter().map(|band| (likeness, band))),
                 Likeness::Image => keys.extend(image_key(&images).map(|key| (likeness, key))),
             }
         }
@@ -87,37 +95,88 @@ fn texts(content: &RawContent) -> (String, String, Vec<&ImageRef>) {
     }
 }
 
-/// Signs that are kept wherever they stand.
-const SIGNS: &str = "+=<>%‰×÷±≤≥≠≈√°$€£¥";
+/// True if every image is there and begins as its format wants it. What only its pixels show is not looked at.
+fn are_sound(content: &RawContent) -> bool {
+    let check = |image: &ImageRef| {
+        let check = || check_image(image, ImageCheck::Header).map_err(|fault| Fault::of_processor(&fault));
+        Fault::catch(None, check).is_ok()
+    };
+    content.images().iter().all(check)
+}
 
-/// A text without what does not change its meaning: letters in lower case, full-width forms as ASCII, white space and punctuation
-/// left out. What does change it stays: digits stay apart, points, commas and colons between digits, signs and operators, and dashes
-/// that are no hyphens between letters or bullets.
+/// A text without what does not change its meaning: letters in lower case, full-width forms as ASCII, without white space,
+/// quotation marks, sentence punctuation, hyphens, bullets, and `*` and `_` around words. Everything else stays, and digits stay apart.
 fn normal(text: &str) -> String {
-    let letters: Vec<char> = text.chars().map(narrow).collect();
+    let letters: Vec<char> = text.chars().map(narrow).filter(|letter| !is_invisible(*letter)).collect();
+    let is_markup = find_markup(&letters);
     let mut out = String::with_capacity(text.len());
     for (at, &letter) in letters.iter().enumerate() {
         let before = at.checked_sub(1).map_or('\n', |at| letters[at]);
         let after = letters.get(at + 1).copied().unwrap_or('\n');
+        if letter.is_whitespace() || is_markup[at] || is_punctuation(before, letter, after) {
+            continue;
+        }
         if letter.is_numeric() && !before.is_numeric() && out.ends_with(char::is_numeric) {
             out.push(' ');
         }
-        if letter.is_alphanumeric() || is_sign(before, letter, after) {
-            out.extend(letter.to_lowercase());
-        }
+        out.extend(letter.to_lowercase());
     }
     out
 }
 
-/// True of a character between `before` and `after`, line ends at the ends of a text, that is no letter and carries meaning.
-fn is_sign(before: char, letter: char, after: char) -> bool {
+fn is_invisible(letter: char) -> bool {
+    letter.is_control() && !letter.is_whitespace() || matches!(letter, '\u{AD}' | '\u{200B}' | '\u{2060}' | '\u{FEFF}')
+}
+
+/// True of a character between `before` and `after`, line ends at the ends of a text, that says nothing there.
+fn is_punctuation(before: char, letter: char, after: char) -> bool {
     match letter {
-        '.' => after.is_numeric() && (before.is_numeric() || !before.is_alphanumeric()),
-        ',' | ':' => before.is_numeric() && after.is_numeric(),
-        '*' | '/' | '^' => before.is_alphanumeric() && after.is_alphanumeric(),
-        '-' => !(before.is_alphabetic() && after.is_alphabetic() || before == '\n' && after.is_whitespace()),
-        other => SIGNS.contains(other),
+        '.' => !(after.is_numeric() && (before.is_numeric() || !before.is_alphanumeric())),
+        ',' | ':' => !(before.is_numeric() && after.is_numeric()),
+        // A factorial, an inequality, a negation.
+        '!' => !(before.is_numeric() || after == '=' || after.is_ascii_alphanumeric() && !before.is_alphanumeric()),
+        // Feet and inches, minutes and seconds, a derivative.
+        '\'' | '"' => !(before.is_numeric() || after == '('),
+        '-' => before.is_alphabetic() && after.is_alphabetic() || before == '\n' && after.is_whitespace(),
+        '*' | '•' => before == '\n' && after.is_whitespace(),
+        '?' | ';' | '…' | '。' | '、' | '¿' | '¡' | '—' | '―' | '`' => true,
+        '“' | '”' | '„' | '‘' | '’' | '«' | '»' | '「' | '」' | '『' | '』' => true,
+        _ => false,
     }
+}
+
+/// Which characters are `*` and `_` around words: equal runs in pairs on one line, outside of words on their outer side.
+fn find_markup(letters: &[char]) -> Vec<bool> {
+    let mut is_markup = vec![false; letters.len()];
+    let is_outside = |letter: char| {
+        letter.is_whitespace()
+            || letter.is_alphabetic() && !letter.is_ascii()
+            || ".,:;!?'\"()[]*_。、“”‘’".contains(letter)
+    };
+    let (mut open, mut at): (Vec<Range<usize>>, usize) = (Vec::new(), 0);
+    while at < letters.len() {
+        let sign = letters[at];
+        let end = at + letters[at..].iter().take_while(|letter| **letter == sign).count();
+        let before = at.checked_sub(1).map_or('\n', |at| letters[at]);
+        let after = letters.get(end).copied().unwrap_or('\n');
+        match sign {
+            '\n' => open.clear(),
+            '*' | '_' => {
+                let is_pair = |run: &Range<usize>| letters[run.start] == sign && run.len() == end - at;
+                let first = open.iter().rposition(is_pair).filter(|_| !before.is_whitespace() && is_outside(after));
+                if let Some(first) = first {
+                    is_markup[open[first].clone()].fill(true);
+                    is_markup[at..end].fill(true);
+                    open.truncate(first);
+                } else if is_outside(before) && !after.is_whitespace() {
+                    open.push(at..end);
+                }
+            }
+            _ => {}
+        }
+        at = end;
+    }
+    is_markup
 }
 
 /// Full-width forms and the dashes that stand for a minus as ASCII.
@@ -219,6 +278,26 @@ mod tests {
             (".5", "5"),
             ("3–5", "35"),
             ("2*3", "23"),
+            ("x^{2}", "x_{2}"),
+            ("a != b", "a = b"),
+            ("C#", "C"),
+            ("5!", "5"),
+            ("!x", "x"),
+            ("A ∪ B", "A ∩ B"),
+            ("p ∧ q", "p ∨ q"),
+            ("∃x", "∀x"),
+            ("← left", "→ left"),
+            ("✓ done", "✗ done"),
+            ("a & b", "a | b"),
+            ("(a)(b)", "(a b)"),
+            ("2 * 3", "2 3"),
+            ("a * b * c", "a b c"),
+            ("C* algebra", "C algebra"),
+            ("f'(x)", "f(x)"),
+            ("5'", "5"),
+            ("snake_case", "snakecase"),
+            ("~p", "p"),
+            ("क्", "क"),
         ] {
             assert_ne!(normal(left), normal(right), "{left} and {right}");
         }
@@ -232,9 +311,30 @@ mod tests {
             ("\u{2212}5", "-5"),
             ("There are 3, 4 or 5.", "there are 3 4 or 5"),
             ("**bold**", "bold"),
+            ("a *b* and __c__, (_d_).", "a b and c, (d)."),
+            ("这是**粗体**字", "这是粗体字"),
+            ("* a cat\n• a dog", "a cat\na dog"),
+            ("“It’s red!” he said…", "its red he said"),
+            ("好！一只猫？", "好。一只猫"),
+            ("a\u{200B}b", "ab"),
         ] {
             assert_eq!(normal(left), normal(right), "{left} and {right}");
         }
+    }
+
+    #[test]
+    fn texts_without_a_letter_and_records_without_their_image_are_like_none() {
+        let config = CleanConfig { dedupe: vec![Likeness::Text, Likeness::NearText], ..CleanConfig::default() };
+        let keys = |text: &str, image: &str| {
+            let (id, images) = ("a/b/1".to_owned(), vec![ImageRef::Path(image.to_owned())]);
+            let turns = vec![vela_types::Turn::user(text)];
+            let images = if image.is_empty() { vec![] } else { images };
+            let sample = vela_types::Sample { id, source: "a".into(), language: Language::En, images, turns };
+            Facts::of(&RawContent::Dialogue(sample), &config).keys
+        };
+        assert_eq!(keys("?!...", ""), []);
+        assert_eq!(keys("A cat.", "/nowhere/1.png"), []);
+        assert_eq!(keys("A cat.", "").len(), 1 + NUM_BANDS);
     }
 
     #[test]

@@ -50,20 +50,11 @@ pub(crate) fn select(files: &[Judged<'_>], config: &CleanConfig) -> Result<Selec
         first_row += of_file.len() as u64;
         codes.push(of_file);
     }
-    let starts: Vec<u64> = codes
-        .iter()
-        .scan(0, |start, codes: &Vec<u8>| {
-            let this = *start;
-            *start += codes.len() as u64;
-            Some(this)
-        })
-        .collect();
-    keys.finish(&mut |row, cause| {
-        let file = starts.partition_point(|start| *start <= row) - 1;
-        let code = &mut codes[file][(row - starts[file]) as usize];
-        // Of several causes the first in order of their codes counts, so that the order of the keys does not matter.
-        *code = if *code == 0 { cause as u8 } else { (*code).min(cause as u8) };
-    })?;
+    let alike = keys.finish(first_row as usize)?;
+    for (code, alike) in codes.iter_mut().flatten().zip(alike) {
+        // Only records that stay otherwise have keys.
+        *code = if *code == 0 { alike } else { *code };
+    }
     for (copy, judged) in files.iter().enumerate() {
         let Some(original) = judged.copy_of else { continue };
         for record in 0..codes[copy].len() {

@@ -1,7 +1,7 @@
 //! Where the URLs of a data set stand.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
@@ -17,6 +17,9 @@ use crate::sources::walk;
 
 /// Rows of a Parquet file read at once; only URLs and names are read, some 200 bytes each.
 const SLICE_ROWS: u64 = 1 << 16;
+
+/// No URL is longer.
+const MAX_LINE_BYTES: u64 = 64 << 10;
 
 /// One image to fetch.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -237,13 +240,19 @@ fn texts<'a>(path: &Path, frame: &'a DataFrame, column: &str) -> Result<&'a Stri
     }
 }
 
-/// One URL per line; blank lines are none.
+/// One URL per line; blank lines are none, and longer ones than any URL are records without one.
 fn read_text(path: &Path, emit: &mut EmitUrl<'_>) -> std::io::Result<()> {
     let mut reader = BufReader::new(File::open(path)?);
     let mut line = Vec::new();
-    while reader.read_until(b'\n', &mut line)? > 0 {
+    while (&mut reader).take(MAX_LINE_BYTES).read_until(b'\n', &mut line)? > 0 {
+        let is_whole = line.ends_with(b"\n") || (line.len() as u64) < MAX_LINE_BYTES;
+        if !is_whole {
+            reader.skip_until(b'\n')?;
+        }
         let url = String::from_utf8_lossy(line.trim_ascii()).trim_start_matches('\u{feff}').to_owned();
-        if !url.is_empty() && emit(ImageUrl { url, name: None }).is_break() {
+        let is_blank = is_whole && url.is_empty();
+        let url = if is_whole { url } else { String::new() };
+        if !is_blank && emit(ImageUrl { url, name: None }).is_break() {
             break;
         }
         line.clear();
@@ -299,6 +308,20 @@ mod tests {
         let urls = read(UrlSource::Urls, root.path(), None, None);
         let urls: Vec<&str> = urls.iter().map(|(url, _)| url.as_str()).collect();
         assert_eq!(urls, ["http://h/1.jpg", "http://h/2.jpg", "http://h/3.jpg", ""]);
+    }
+
+    #[test]
+    fn a_line_that_is_longer_than_any_url_is_one_record_without_one() {
+        let root = tempfile::tempdir().expect("temp folder");
+        let path = root.path().join("a.txt");
+        let url = |len: usize| format!("http://h/{}", "x".repeat(len - 9));
+        let longest = MAX_LINE_BYTES as usize - 1;
+        let lines =
+            [url(longest), url(longest + 1), url(3 << 20), " ".repeat(longest + 1), "http://h/1.jpg".to_owned()];
+        fs::write(&path, lines.join("\n")).expect("file");
+        let urls = read(UrlSource::Urls, &path, None, None);
+        let lens: Vec<usize> = urls.iter().map(|(url, _)| url.len()).collect();
+        assert_eq!(lens, [longest, 0, 0, 0, 14]);
     }
 
     #[test]

@@ -33,7 +33,8 @@ impl Cache {
         let (mut places, mut tokens) = (HashMap::new(), 0);
         let journal = Journal::open(path, "generate", &mut |place, line| {
             let Ok(line) = serde_json::from_slice::<Line>(line) else { return false };
-            places.insert(line.key, place);
+            // Two answers to one request, of an earlier version: the dialogue was made of the first.
+            places.entry(line.key).or_insert(place);
             tokens += line.answer.tokens();
             true
         })?;
@@ -55,7 +56,33 @@ impl Cache {
     /// Keeps an answer; it is on the device when this returns.
     pub(super) fn put(&mut self, key: Fingerprint, id: &str, answer: &Answer) -> Result<(), PrepareError> {
         let place = self.journal.append(&Line { key, id: id.to_owned(), answer: answer.clone() })?;
-        self.places.insert(key, place);
+        self.places.entry(key).or_insert(place);
         self.journal.sync()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_of_two_answers_counts_before_and_after_a_restart() {
+        let root = tempfile::tempdir().expect("temp folder");
+        let path = root.path().join("cache");
+        let key = Fingerprint([7; 32]);
+        let answer = |text: &str| {
+            let body = serde_json::json!({"choices": [{"message": {"content": text}, "finish_reason": "stop"}]});
+            Answer::of_body(body.to_string().as_bytes(), 9).expect("an answer")
+        };
+        let text = |cache: &mut Cache| cache.get(key).expect("read").expect("known").into_reply().text;
+        let mut cache = Cache::open(&path).expect("opens");
+        for said in ["first", "second"] {
+            cache.put(key, "1", &answer(said)).expect("kept");
+            assert_eq!(text(&mut cache), "first");
+        }
+        drop(cache);
+        let mut cache = Cache::open(&path).expect("opens");
+        assert_eq!(text(&mut cache), "first");
+        assert!(cache.tokens >= 2 * 9, "both were paid: {}", cache.tokens);
     }
 }

@@ -27,8 +27,8 @@ pub(super) struct NoAnswer {
     pub(super) detail: String,
     /// No other request would fare better: a wrong key, an unknown model.
     pub(super) is_fatal: bool,
-    /// Whether asking again may help.
-    is_passing: bool,
+    /// Whether asking again may help: the server is at fault, or the way to it, and not the record.
+    pub(super) is_passing: bool,
     /// The server may have worked, and charged, for an answer that was lost on the way.
     may_cost: bool,
     asked_wait: Option<Duration>,

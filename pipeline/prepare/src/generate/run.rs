@@ -1,11 +1,12 @@
 //! Records on their way: a bounded window of them, asked for in parallel, written in order.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex};
 
 use tokio::sync::mpsc::Receiver;
 use tokio::task::{JoinSet, spawn_blocking};
 use vela_runtime::{Progress, Shutdown};
+use vela_types::Fingerprint;
 
 use super::GenerateConfig;
 use super::answer::Answer;
@@ -21,7 +22,8 @@ use crate::sources::Fault;
 
 /// Records that may wait for an earlier one to be written, per request at a time.
 const WINDOW_PER_REQUEST: u64 = 8;
-/// Requests in a row without an answer after which the server is taken to be gone.
+/// Requests in a row without an answer, for reasons that pass, after which the server is taken to be gone. One that refuses a
+/// request as such is there.
 const MAX_FAILURES_IN_A_ROW: u32 = 16;
 
 /// A record to be asked for, or its fault.
@@ -72,6 +74,8 @@ pub(super) struct Run<'a> {
     budget: Budget,
     /// Questions that wait for a free place or for the budget.
     waiting: VecDeque<Question>,
+    /// Keys of running requests, each with the questions that its answer will settle.
+    under_way: HashMap<Fingerprint, Vec<Question>>,
     failures_in_a_row: u32,
     is_budget_used_up: bool,
     pub(super) writer: OrderedWriter,
@@ -93,6 +97,7 @@ impl<'a> Run<'a> {
             endpoint,
             budget,
             waiting: VecDeque::new(),
+            under_way: HashMap::new(),
             failures_in_a_row: 0,
             is_budget_used_up: false,
             writer,
@@ -151,22 +156,27 @@ impl<'a> Run<'a> {
             }
         };
         let request = Request::new(self.config, &facts);
-        let known = self.cache.lock().expect("no writer panics").get(request.key)?;
-        match known {
-            Some(answer) => {
-                self.spending.cached += 1;
-                let written = self.written(record, &facts, answer);
-                self.write(record, written, progress)
-            }
-            None if self.is_budget_used_up => self.write(record, Written::Left, progress),
-            None => {
-                self.waiting.push_back(Question { record, facts, request });
-                Ok(())
+        let question = Question { record, facts, request };
+        if let Some(question) = self.settle(question, progress)? {
+            match self.is_budget_used_up {
+                true => self.write(question.record, Written::Left, progress)?,
+                false => self.waiting.push_back(question),
             }
         }
+        Ok(())
     }
 
-    /// Starts requests as far as places and budget allow.
+    /// Writes what the cache answers; gives a question back that it does not answer.
+    fn settle(&mut self, question: Question, progress: &Progress) -> Result<Option<Question>, PrepareError> {
+        let known = self.cache.lock().expect("no writer panics").get(question.request.key)?;
+        let Some(answer) = known else { return Ok(Some(question)) };
+        self.spending.cached += 1;
+        let written = self.written(question.record, &question.facts, answer);
+        self.write(question.record, written, progress)?;
+        Ok(None)
+    }
+
+    /// Starts requests as far as places and budget allow. A question equal to one under way waits for that one's answer.
     fn start(
         &mut self,
         running: &mut JoinSet<Result<Reply, PrepareError>>,
@@ -175,9 +185,15 @@ impl<'a> Run<'a> {
         while running.len() < self.config.concurrency
             && let Some(question) = self.waiting.pop_front()
         {
+            if let Some(equal) = self.under_way.get_mut(&question.request.key) {
+                equal.push(question);
+                continue;
+            }
+            let Some(question) = self.settle(question, progress)? else { continue };
             let expected = question.request.prompt_tokens + u64::from(self.config.max_tokens);
             match self.budget.reserve(expected) {
                 Some(reservation) => {
+                    self.under_way.insert(question.request.key, Vec::new());
                     running.spawn(ask(Arc::clone(&self.endpoint), Arc::clone(&self.cache), question, reservation));
                 }
                 // Running requests may turn out cheaper than what was set aside for them.
@@ -195,8 +211,11 @@ impl<'a> Run<'a> {
     }
 
     fn take(&mut self, reply: Reply, progress: &Progress) -> Result<(), PrepareError> {
-        let Reply { question: Question { record, facts, .. }, reservation, asked: Asked { outcome, lost_tokens } } =
-            reply;
+        let Reply { question, reservation, asked: Asked { outcome, lost_tokens } } = reply;
+        let Question { record, facts, request } = question;
+        // Settled by the cache now, or asked for after all.
+        let equal = self.under_way.remove(&request.key).unwrap_or_default();
+        equal.into_iter().rev().for_each(|question| self.waiting.push_front(question));
         self.spending.lost_tokens += lost_tokens;
         self.budget.spend(lost_tokens);
         let written = match outcome {
@@ -208,7 +227,7 @@ impl<'a> Run<'a> {
             }
             Err(fault) => {
                 self.budget.settle(reservation, 0);
-                self.failures_in_a_row += 1;
+                self.failures_in_a_row = if fault.is_passing { self.failures_in_a_row + 1 } else { 0 };
                 if fault.is_fatal || self.failures_in_a_row >= MAX_FAILURES_IN_A_ROW {
                     let NoAnswer { cause, detail, .. } = fault;
                     return Err(PrepareError::Endpoint { endpoint: self.config.endpoint.clone(), cause, detail });

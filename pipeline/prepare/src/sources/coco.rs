@@ -5,7 +5,7 @@
 //!
 //! Annotations are read as they are needed. The table of images stays in memory, and so do instances, 48 bytes each.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::{BufReader, Seek, SeekFrom};
 use std::ops::{ControlFlow, Range};
@@ -35,7 +35,7 @@ const BOX_PROMPTS: [&str; 3] = [
     "Detect the objects in the picture and give their boxes as shares of width and height.",
 ];
 
-#[derive(Deserialize)]
+#[derive(Clone, PartialEq, Deserialize)]
 struct Image {
     id: u64,
     file_name: String,
@@ -105,6 +105,8 @@ pub(super) struct CocoFile {
     path: PathBuf,
     context: SourceContext,
     images: HashMap<u64, Image>,
+    /// Ids that stand for several files.
+    ambiguous: HashSet<u64>,
     annotations: Annotations,
     num_recognized: u64,
     listing: Fingerprint,
@@ -113,15 +115,18 @@ pub(super) struct CocoFile {
 impl CocoFile {
     pub(super) fn open(path: &Path, context: SourceContext) -> Result<Self, PrepareError> {
         let lists = ListFile::open(path)?;
-        let mut images = HashMap::new();
+        let (mut images, mut ambiguous) = (HashMap::<u64, Image>::new(), HashSet::new());
         lists.for_each("images", |_, record| {
             let image: Image = parse_row(path, "images", "`id` and `file_name`", &record)?;
-            images.insert(image.id, image);
+            let first = images.entry(image.id).or_insert_with(|| image.clone());
+            if *first != image {
+                ambiguous.insert(image.id);
+            }
             Ok(())
         })?;
         let annotations = Annotations::Captions { num: 0, marks: Vec::new(), repeats: HashMap::new() };
         let (path, listing) = (path.to_owned(), Fingerprint::default());
-        let mut this = Self { path, context, images, annotations, num_recognized: 0, listing };
+        let mut this = Self { path, context, images, ambiguous, annotations, num_recognized: 0, listing };
         this.scan(&lists)?;
         Ok(this)
     }
@@ -129,7 +134,9 @@ impl CocoFile {
     /// Reads all annotations once.
     fn scan(&mut self, lists: &ListFile) -> Result<(), PrepareError> {
         let (mut marks, mut finder, mut num) = (Vec::new(), RepeatFinder::default(), 0);
-        let (mut images, mut of_image) = (Vec::new(), HashMap::<u64, Vec<Instance>>::new());
+        // Of an image that captions alone name: nothing.
+        let (mut images, mut of_image) = (Vec::new(), HashMap::<u64, Option<Vec<Instance>>>::new());
+        let mut captions = Vec::new();
         let (mut listing, mut num_boxes, mut num_captions, mut lost) = (ImageListing::default(), 0, 0, Vec::new());
         let path = self.path.clone();
         lists.for_each("annotations", |index, record| {
@@ -156,11 +163,16 @@ impl CocoFile {
             }
             num_captions += u64::from(annotation.caption.is_some());
             num_boxes += u64::from(annotation.bbox.is_some());
+            let is_caption = annotation.caption.is_some() && annotation.bbox.is_none();
+            if let Some(image) = image.filter(|_| is_caption) {
+                captions.push((index, image));
+            }
             let is_new = image.is_some_and(|image| images.last() != Some(&image) && !of_image.contains_key(&image));
             if let Some(image) = image {
                 let instances = of_image.entry(image).or_default();
-                let is_caption = annotation.caption.is_some() && annotation.bbox.is_none();
-                instances.extend(Instance::read(&annotation).filter(|_| !is_caption));
+                if !is_caption {
+                    instances.get_or_insert_default().extend(Instance::read(&annotation));
+                }
                 if is_new {
                     images.push(image);
                     if let Some(Image { file_name, .. }) = self.images.get(&image) {
@@ -173,12 +185,25 @@ impl CocoFile {
         self.num_recognized = num_captions.max(num_boxes);
         self.listing = listing.fingerprint();
         self.annotations = if num_boxes > num_captions {
+            lost.extend(captions.into_iter().map(|(index, image)| self.caption_among_boxes(index, image)));
+            let of_image: HashMap<u64, Vec<Instance>> =
+                of_image.into_iter().filter_map(|(image, instances)| Some((image, instances?))).collect();
+            images.retain(|image| of_image.contains_key(image));
             Annotations::Instances { images, of_image, categories: lists.categories()?, lost }
         } else {
             let repeats = finder.finish().map_err(PrepareError::io("sort the ids of", &self.path))?;
             Annotations::Captions { num, marks, repeats }
         };
         Ok(())
+    }
+
+    /// The fault of a caption in a file whose samples are boxes.
+    fn caption_among_boxes(&self, index: u64, image: u64) -> Fault {
+        let detail = format!(
+            "annotation {index} of image {image}: expected a `bbox`, as most of the file have, found a caption alone; \
+             captions want a file of their own"
+        );
+        Fault::new("missing_field", detail).of(&format!("{SOURCE}/{}/#{index}", self.context.stem))
     }
 
     fn caption(&self, index: u64, record: &RawRecord, is_repeated: bool) -> Result<RawContent, Fault> {
@@ -229,6 +254,10 @@ impl CocoFile {
     fn image(&self, id: u64) -> Result<&Image, Fault> {
         let unknown =
             || Fault::new("unknown_image", format!("`image_id` {id}: expected an entry of `images`, found none"));
+        if self.ambiguous.contains(&id) {
+            let detail = format!("`image_id` {id}: expected one entry of `images`, found several that differ");
+            return Err(Fault::new("ambiguous_image", detail));
+        }
         self.images.get(&id).ok_or_else(unknown)
     }
 
@@ -474,6 +503,35 @@ mod tests {
         let entries = read(&text.replace("\"category_id\": 1,", "\"category_id\": null,")).expect("reads");
         let detail = &entries[0].content.as_ref().expect_err("no category").detail;
         assert!(detail.contains("`category_id`") && detail.contains("null"), "{detail}");
+    }
+
+    #[test]
+    fn an_image_id_of_two_files_is_a_fault_of_its_records() {
+        let images = r#""images": [{"id": 7, "file_name": "7.jpg"}, {"id": 8, "file_name": "8.jpg"},
+            {"id": 7, "file_name": "other.jpg"}, {"id": 8, "file_name": "8.jpg"}]"#;
+        let captions = r#"{"image_id": 7, "id": 1, "caption": "A."}, {"image_id": 8, "id": 2, "caption": "B."}"#;
+        let entries = read(&format!(r#"{{{images}, "annotations": [{captions}]}}"#)).expect("reads");
+        assert_eq!(causes(&entries), ["ambiguous_image", ""]);
+        let boxes = r#"{"image_id": 7, "category_id": 1, "bbox": [1, 1, 1, 1]}"#;
+        let categories = r#""categories": [{"id": 1, "name": "person"}]"#;
+        let entries = read(&format!(r#"{{{images}, {categories}, "annotations": [{boxes}]}}"#)).expect("reads");
+        assert_eq!(causes(&entries), ["ambiguous_image"]);
+    }
+
+    #[test]
+    fn captions_among_boxes_are_rejects_with_their_own_cause() {
+        let text = format!(
+            r#"{{{IMAGES}, "categories": [{{"id": 1, "name": "person"}}], "annotations": [
+            {{"image_id": 7, "id": 1, "caption": "A cat."}}, {{"image_id": 7, "category_id": 1, "bbox": [20, 10, 100, 50]}},
+            {{"image_id": 8, "id": 2, "caption": "A dog."}}, {{"image_id": 7, "category_id": 1, "bbox": [0, 0, 1, 1]}},
+            {{"image_id": 7, "category_id": 1, "bbox": [0, 0, 1, 1]}}]}}"#
+        );
+        let entries = read(&text).expect("reads");
+        assert_eq!(causes(&entries), ["", "missing_field", "missing_field"]);
+        for (entry, place) in entries[1..].iter().zip(["annotation 0 of image 7", "annotation 2 of image 8"]) {
+            let fault = entry.content.as_ref().expect_err("a caption");
+            assert!(fault.detail.contains(place) && fault.detail.contains("`bbox`"), "{}", fault.detail);
+        }
     }
 
     #[test]

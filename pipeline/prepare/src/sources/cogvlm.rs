@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 use vela_types::{Fingerprint, IMAGE_MARK, ImageRef, Role, Turn};
 
-use super::fields::{IMAGE_ENDINGS, Place, TurnFields};
+use super::fields::{IMAGE_ENDINGS, Place, TurnFields, escaped};
 use super::images::ImageListing;
 use super::walk::walk;
 use super::{Emit, Entry, Fault, RawCaption, RawContent, RawFile, SourceContext};
@@ -151,14 +151,17 @@ impl LabelFolder {
             return self.context.images.resolve(&name, &self.path);
         }
         let kind = self.kind().map_or(String::new(), |kind| format!("{kind}/"));
+        let mut refused = None;
         for ending in IMAGE_ENDINGS {
             let name = format!("{kind}{IMAGE_FOLDER}/{stem}.{ending}");
-            let found = self.context.images.resolve(&name, &self.path)?;
-            if Path::new(found.name()).is_file() {
-                return Ok(found);
+            match self.context.images.resolve(&name, &self.path) {
+                Ok(found) if Path::new(found.name()).is_file() => return Ok(found),
+                Ok(_) => {}
+                Err(fault) if fault.cause == "missing_image" => refused = refused.or(Some(fault)),
+                Err(fault) => return Err(fault),
             }
         }
-        Err(missing(stem))
+        Err(refused.unwrap_or_else(|| missing(stem)))
     }
 
     /// What tells the images of these labels from those of another kind: the folders above the labels as far as they are below the
@@ -200,7 +203,7 @@ impl RawFile for LabelFolder {
     fn read(&self, records: Range<u64>, emit: &mut Emit<'_>) -> Result<(), PrepareError> {
         for record in records {
             let stem = &self.stems[record as usize];
-            let id = format!("{SOURCE}/{}/{stem}", self.context.stem);
+            let id = format!("{SOURCE}/{}/{}", self.context.stem, escaped(stem));
             let label = self.read_label(stem)?;
             let content = self.content(stem, label, &id).map_err(|fault| fault.of(&id));
             if emit(Entry { record, content }) == ControlFlow::Break(()) {
@@ -365,6 +368,23 @@ mod tests {
             assert_eq!(causes(&entries), ["", "missing_image"], "{stem}");
             let samples = samples(entries.into_iter().take(1).collect());
             assert_eq!(fs::read(samples[0].images[0].name()).expect("there"), b"single");
+        }
+    }
+
+    #[test]
+    fn an_image_folder_of_one_kind_has_no_image_for_the_labels_of_another() {
+        let root = tempfile::tempdir().expect("temp folder");
+        let talk = dialogue(&[("user", "What?"), ("assistant", "A cat.")]);
+        for kind in ["multi", "single"] {
+            write(root.path(), &format!("{kind}/labels_zh/8.json"), &talk);
+        }
+        write(root.path(), "single/images/8.jpg", "x");
+        let photos = root.path().join("single");
+        for (kind, expected) in [("single", ""), ("multi", "missing_image")] {
+            let images = Arc::new(ImageFolder::open(Some(&photos), None).expect("listing"));
+            let context = SourceContext { images, ..SourceContext::for_test(&format!("{kind}/labels_zh")) };
+            let folder = LabelFolder::open(&root.path().join(kind).join("labels_zh"), context).expect("opens");
+            assert_eq!(causes(&read_all(&folder).expect("reads")), [expected], "{kind}");
         }
     }
 

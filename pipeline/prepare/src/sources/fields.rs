@@ -1,5 +1,7 @@
 //! Fields that several formats share: ids, names of images, turns.
 
+use std::borrow::Cow;
+
 use serde_json::Value;
 use vela_types::{IMAGE_MARK, ImageRef, Language, Role, Sample, Turn};
 
@@ -92,6 +94,23 @@ pub(super) fn read_text(text: &Value, at: usize, field: &str) -> Result<String, 
 /// CRLF becomes LF and the text is trimmed; nothing inside it moves.
 pub(super) fn clean(text: &str) -> String {
     text.replace("\r\n", "\n").trim().to_owned()
+}
+
+/// A record's own id as it stands in sample ids: `%`, `/`, `#`, `~` and `@`, which have a meaning there, as in URLs. So no two
+/// records share an id, whatever they call themselves.
+pub(super) fn escaped(own_id: &str) -> Cow<'_, str> {
+    if !own_id.contains(['%', '/', '#', '~', '@']) {
+        return Cow::Borrowed(own_id);
+    }
+    let escape = |letter: char| match letter {
+        '%' => "%25".to_owned(),
+        '/' => "%2F".to_owned(),
+        '#' => "%23".to_owned(),
+        '~' => "%7E".to_owned(),
+        '@' => "%40".to_owned(),
+        letter => letter.to_string(),
+    };
+    own_id.chars().map(escape).collect()
 }
 
 /// Ids are texts or integers; anything else counts as absent.

@@ -49,7 +49,9 @@ impl From<&fs::Metadata> for Stamp {
 ///
 /// A name maps to the file at that very path below the folder; failing that, to the file of which one path is the whole end
 /// of the other, component by component, the longest such end; two equally good files are a fault, and a file that shares
-/// no more than its base name is another image, never a guess. A name that leaves the folder is a fault too. Without the folder there is nothing to leave: `..` and absolute names are followed.
+/// no more than its base name is another image, never a guess. What a name has before a shorter path must be the end of the
+/// folder's own path; see [`Rest`] for names of other machines. A name that leaves the folder is a fault too. Without the
+/// folder there is nothing to leave: `..` and absolute names are followed.
 pub struct ImageFolder {
     root: Option<PathBuf>,
     /// The components of `root`, as given and with links resolved.
@@ -65,7 +67,7 @@ impl ImageFolder {
         if let Some(root) = root {
             walk(root, output, &mut |path, data| {
                 let name = name_below(root, &path);
-                files.extend(may_be_image(&name).then(|| (name, Stamp::from(data))));
+                files.extend(may_be_image(&name, &path).then(|| (name, Stamp::from(data))));
             })?;
             files.sort_unstable_by(|left, right| left.0.cmp(&right.0));
             let paths = [std::path::absolute(root), root.canonicalize()].into_iter().flatten();
@@ -119,17 +121,22 @@ impl ImageFolder {
             return embedded(data);
         }
         let is_url = name.starts_with("http://") || name.starts_with("https://");
-        let path = if is_url { url_path(name) } else { name.strip_prefix("file://").unwrap_or(name).to_owned() };
+        let path = match is_url {
+            true => url_path(name),
+            false => file_url_path(name).unwrap_or_else(|| name.to_owned()),
+        };
         match &self.root {
             None if is_url => Err(self.not_local(name)),
             None => Ok(path_ref(&data_folder.join(path))),
             Some(root) if is_url => {
-                let found = self.lookup(&components(&path).ok_or_else(|| self.not_local(name))?)?;
+                let wanted = components(&path).ok_or_else(|| self.not_local(name))?;
+                let found = self.lookup(&wanted, Rest::Host)?;
                 found.map(|found| path_ref(&root.join(found))).ok_or_else(|| self.not_local(name))
             }
             Some(root) => {
-                let wanted = self.below_root(&path).ok_or_else(|| outside(name))?;
-                let found = self.lookup(&wanted)?.map_or_else(|| root.join(wanted.join("/")), |found| root.join(found));
+                let (wanted, rest) = self.below_root(&path).ok_or_else(|| outside(name))?;
+                let found = self.lookup(&wanted, rest)?;
+                let found = found.map_or_else(|| root.join(wanted.join("/")), |found| root.join(found));
                 Ok(path_ref(&found))
             }
         }
@@ -137,17 +144,41 @@ impl ImageFolder {
 
     /// The components of `path` below the folder, or `None` if it leaves the folder. Decided by the words of the path:
     /// links inside the folder are followed. An absolute path that is no file here is one of another machine.
-    fn below_root<'a>(&self, path: &'a str) -> Option<Vec<&'a str>> {
+    fn below_root<'a>(&self, path: &'a str) -> Option<(Vec<&'a str>, Rest)> {
         let mut parts = components(path)?;
-        if Path::new(path).is_absolute() {
-            let is_above = |root: &&Vec<String>| parts.len() > root.len() && root.iter().eq(&parts[..root.len()]);
-            match self.root_parts.iter().find(is_above) {
-                Some(root) => _ = parts.drain(..root.len()),
-                None if Path::new(path).is_file() => return None,
-                None => {}
-            }
+        if !is_absolute(path) {
+            return Some((parts, Rest::DataSet));
         }
-        Some(parts)
+        let is_above = |root: &&Vec<String>| parts.len() > root.len() && root.iter().eq(&parts[..root.len()]);
+        match self.root_parts.iter().find(is_above) {
+            Some(root) => _ = parts.drain(..root.len()),
+            None if Path::new(path).is_file() => return None,
+            None => return Some((parts, Rest::Machine)),
+        }
+        Some((parts, Rest::DataSet))
+    }
+
+    /// True if a file whose path is the last `num_shared` components of `wanted` is the one that is meant.
+    fn is_meant(&self, wanted: &[&str], num_shared: usize, rest: Rest) -> bool {
+        let before = &wanted[..wanted.len() - num_shared];
+        let ends_root = |parts: &[&str]| self.root_parts.iter().any(|root| ends_with(root, parts));
+        match rest {
+            Rest::DataSet => ends_root(before),
+            Rest::Machine => num_shared > 1 || ends_root(&before[before.len().saturating_sub(1)..]),
+            Rest::Host => true,
+        }
+    }
+
+    /// The fault of a file that has the end of a name, and may be another image of that end.
+    fn another(&self, wanted: &[&str], other: &str) -> Fault {
+        let before = wanted[..wanted.len() - other.split('/').count()].join("/");
+        let root = self.root.as_deref().unwrap_or(Path::new("")).display();
+        let detail = format!(
+            "`{}` is not below `--images {root}`, and `{other}` there may be another image: pass the folder that holds \
+             `{before}`, or one whose path ends in it",
+            wanted.join("/")
+        );
+        Fault::new("missing_image", detail)
     }
 
     fn not_local(&self, url: &str) -> Fault {
@@ -158,7 +189,7 @@ impl ImageFolder {
         Fault::new("missing_image", format!("no local file for `{url}` {remedy}"))
     }
 
-    fn lookup(&self, wanted: &[&str]) -> Result<Option<&str>, Fault> {
+    fn lookup(&self, wanted: &[&str], rest: Rest) -> Result<Option<&str>, Fault> {
         let base = wanted.last().copied().unwrap_or_default();
         let Some(candidates) = self.by_base_name.get(base) else { return Ok(None) };
         let exact = wanted.join("/");
@@ -174,9 +205,14 @@ impl ImageFolder {
             let pairs = candidate.rsplit('/').zip(wanted.iter().rev());
             pairs.map(|(left, right)| left == *right).try_fold(0, |num, is_equal| is_equal.then_some(num + 1))
         };
-        let best = candidates.iter().filter_map(|candidate| shared(candidate)).max();
+        let is_meant = |num: &usize| self.is_meant(wanted, *num, rest);
+        let best = candidates.iter().filter_map(|candidate| shared(candidate).filter(is_meant)).max();
         let mut found = candidates.iter().filter(|candidate| best.is_some() && shared(candidate) == best);
         match (found.next(), found.next()) {
+            (None, _) => match candidates.iter().find(|candidate| shared(candidate).is_some()) {
+                Some(other) => Err(self.another(wanted, other)),
+                None => Ok(None),
+            },
             (Some(first), Some(second)) => Err(Fault::new(
                 "ambiguous_image",
                 format!("`{exact}` may be `{first}` or `{second}` in the image folder; expected one"),
@@ -184,6 +220,28 @@ impl ImageFolder {
             (first, _) => Ok(first.map(String::as_str)),
         }
     }
+}
+
+/// What the folders are that a name has before the path of a listed file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Rest {
+    /// Those of the data set: all of them must be the end of the image folder's path.
+    DataSet,
+    /// Of an absolute path on another machine, whose upper folders say nothing here: the nearest must be the listed file's
+    /// or the image folder's.
+    Machine,
+    /// Of a URL: they are the host's, and a folder of downloads has the base names alone.
+    Host,
+}
+
+/// True of an absolute path of any system.
+fn is_absolute(path: &str) -> bool {
+    let has_drive = matches!(path.as_bytes(), [letter, b':', b'/' | b'\\', ..] if letter.is_ascii_alphabetic());
+    has_drive || path.starts_with(['/', '\\'])
+}
+
+fn ends_with(path: &[String], end: &[&str]) -> bool {
+    path.len() >= end.len() && path[path.len() - end.len()..].iter().eq(end)
 }
 
 /// The file inside a data URL (RFC 2397), which must be in base64.
@@ -220,6 +278,12 @@ pub(crate) fn url_path(url: &str) -> String {
     let end = after_scheme.find(['?', '#']).unwrap_or(after_scheme.len());
     let path = after_scheme[..end].split_once('/').map_or("", |(_, path)| path);
     percent_decoded(path)
+}
+
+/// The path of a `file://` URL, of this machine or of one that it names, percent signs decoded; `None` for anything else.
+fn file_url_path(name: &str) -> Option<String> {
+    let rest = name.strip_prefix("file://")?;
+    Some(percent_decoded(rest.find('/').map_or(rest, |start| &rest[start..])))
 }
 
 /// A percent sign without two hexadecimal digits stands for itself, as does a text that is not UTF-8 once decoded.
@@ -289,8 +353,76 @@ mod tests {
         assert_eq!(found(&images, root.path(), "c/1.jpg"), "c/1.jpg", "absent, and named so that the reject says it");
         assert_eq!(found(&images, root.path(), "1.jpg"), "a/1.jpg");
         assert_eq!(found(&images, root.path(), "y/2.jpg"), "y/2.jpg");
-        assert_eq!(found(&images, root.path(), "data/x/y/2.jpg"), "x/y/2.jpg", "the longer end of two");
-        assert_eq!(found(&images, root.path(), "anywhere/3.jpg"), "3.jpg");
+        assert_eq!(found(&images, root.path(), "http://h/data/x/y/2.jpg"), "x/y/2.jpg", "the longer end of two");
+        assert_eq!(found(&images, root.path(), "http://h/anywhere/3.jpg"), "3.jpg");
+    }
+
+    #[test]
+    fn folders_of_a_name_are_those_of_the_image_folder_or_there_is_no_image() {
+        let (root, _) = folder(&["val2017/1.jpg", "coco/train2017/1.jpg", "single/images/8.jpg", "multi/images/7.jpg"]);
+        let below = |name: &str| {
+            let path = root.path().join(name);
+            (ImageFolder::open(Some(&path), None).expect("listing"), path)
+        };
+        let refused = |folder: &str, name: &str| {
+            let fault = below(folder).0.resolve(name, Path::new("/nowhere")).expect_err(name);
+            assert_eq!(fault.cause, "missing_image", "{name}: {}", fault.detail);
+            assert!(fault.detail.contains("--images") && fault.detail.contains("pass the folder"), "{}", fault.detail);
+        };
+        refused("val2017", "train2017/1.jpg");
+        refused("single", "multi/images/8.jpg");
+        refused("single/images", "multi/images/8.jpg");
+        refused("coco/train2017", "other/train2017/1.jpg");
+        refused("val2017", "/home/else/coco/train2017/1.jpg");
+        refused("val2017", "D:\\coco\\train2017\\1.jpg");
+        for (folder, name) in [
+            ("coco/train2017", "1.jpg"),
+            ("coco/train2017", "train2017/1.jpg"),
+            ("coco/train2017", "coco/train2017/1.jpg"),
+            ("coco/train2017", "/home/else/data/train2017/1.jpg"),
+            ("coco/train2017", "C:\\data\\train2017\\1.jpg"),
+            ("coco", "coco/train2017/1.jpg"),
+            ("coco", "/home/else/train2017/1.jpg"),
+            ("coco", "1.jpg"),
+            ("single", "single/images/8.jpg"),
+            ("single", "images/8.jpg"),
+        ] {
+            let (images, path) = below(folder);
+            let found = images.resolve(name, Path::new("/nowhere")).expect(name);
+            assert!(
+                Path::new(found.name()).starts_with(&path) && Path::new(found.name()).is_file(),
+                "{folder}: {name}"
+            );
+        }
+    }
+
+    #[test]
+    fn file_urls_are_decoded() {
+        let (root, images) = folder(&["x y.jpg", "100%.jpg"]);
+        let url = |host: &str, name: &str| format!("file://{host}{}/{name}", root.path().display());
+        for (name, file) in [(url("", "x%20y.jpg"), "x y.jpg"), (url("localhost", "100%.jpg"), "100%.jpg")] {
+            assert_eq!(found(&images, root.path(), &name), file);
+            let beside = ImageFolder::open(None, None).expect("no folder").resolve(&name, Path::new("/nowhere"));
+            assert_eq!(beside.expect("a path").name(), root.path().join(file).to_string_lossy());
+        }
+    }
+
+    #[test]
+    fn an_image_under_the_name_of_a_list_is_found_and_a_list_is_not_listed() {
+        let (root, before) = folder(&["a.jpg", "list.txt", "notes.html"]);
+        let png = crate::sources::testing::png(2, 2, [1, 2, 3]);
+        fs::create_dir_all(root.path().join("set")).expect("folder");
+        for name in ["set/photo.html", "set/2.gz"] {
+            fs::write(root.path().join(name), &png).expect("file");
+            let images = ImageFolder::open(Some(root.path()), None).expect("listing");
+            assert_eq!(found(&images, root.path(), &format!("http://host/{name}?size=1")), name);
+        }
+        assert_eq!(before.by_base_name.keys().collect::<Vec<_>>(), ["a.jpg"]);
+        let with_images = ImageFolder::open(Some(root.path()), None).expect("listing");
+        assert_ne!(with_images.fingerprint(), before.fingerprint(), "they are inputs");
+        fs::write(root.path().join("list.txt"), "another").expect("file");
+        let again = ImageFolder::open(Some(root.path()), None).expect("listing");
+        assert_eq!(again.fingerprint(), with_images.fingerprint());
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use serde_json::{Value, json};
 use vela_types::Fingerprint;
 
 use super::json_file::JsonFile;
@@ -47,6 +48,8 @@ impl InputFile {
 pub struct InputSet {
     /// The files.
     pub files: Vec<InputFile>,
+    /// What a registry beside the files says of how they are read: part of what a build is, as nothing else covers it.
+    pub registered: Option<Value>,
 }
 
 impl InputSet {
@@ -73,7 +76,8 @@ impl InputSet {
             let context = SourceContext { below, stem, images: Arc::clone(images), options: options.clone(), seed };
             Ok(InputFile { name, path: path.clone(), id_prefix, records: format.open_file(path, context)? })
         };
-        let set = Self { files: paths.iter().map(open).collect::<Result<_, PrepareError>>()? };
+        let registered = options.dataset.is_some().then(|| json!(format.columns));
+        let set = Self { files: paths.iter().map(open).collect::<Result<_, PrepareError>>()?, registered };
         check_ids_apart(set.files.iter())?;
         match () {
             () if set.num_records() == 0 => Err(PrepareError::NoRecords { path: input.to_owned() }),

@@ -2,7 +2,8 @@
 //!
 //! Ids repeat in the published files, so a sample's id is `<source>/<file>/<id>`, with `~2`, `~3`, ... from the second
 //! record of that id on; a record that repeats an earlier one byte for byte is rejected as `duplicate_record`. A record
-//! without an id is `#<record>`; where a record holds several samples they are `<id>#0`, `<id>#1`, ...
+//! without an id is `#<record>`; where a record holds several samples they are `<id>#0`, `<id>#1`, ... Signs with a meaning in
+//! sample ids are escaped in a record's own ([`escaped`]).
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
@@ -12,13 +13,13 @@ use std::ops::{ControlFlow, Range};
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
-use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
+use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
 use vela_types::Fingerprint;
 
-use super::fields::{Place, id_text, image_names};
+use super::fields::{Place, escaped, id_text, image_names};
 use super::images::ImageListing;
-use super::records::{CutError, Cutter, Layout, RawRecord, TOO_LONG};
+use super::records::{CutError, Cutter, Layout, RawRecord, TOO_LONG, is_delimited_object};
 use super::repeats::{Repeat, RepeatFinder};
 use super::{Emit, Entry, Fault, RawContent, RawFile, SourceContext};
 use crate::PrepareError;
@@ -81,6 +82,7 @@ pub(super) struct JsonFile<F> {
     num_recognized: u64,
     /// Of records 0, 256, 512, ...
     marks: Vec<Mark>,
+    /// By the number of a record's first sample.
     repeats: HashMap<u64, Repeat>,
     listing: Fingerprint,
 }
@@ -123,7 +125,7 @@ impl<F: JsonFormat> JsonFile<F> {
         }
         let head = self.scan_head(record)?;
         if let Some(id) = &head.id {
-            let added = finder.add(id, &record.bytes, self.num_elements);
+            let added = finder.add(id, &record.bytes, self.num_records);
             added.map_err(PrepareError::io("sort the ids of", &self.path))?;
         }
         for name in &head.images {
@@ -136,7 +138,7 @@ impl<F: JsonFormat> JsonFile<F> {
     }
 
     /// What the scan needs of a record; an empty one for a record with a fault of its own, such as a list in its place.
-    /// In a list a syntax error is a fault of the file, as nothing after it can be trusted.
+    /// In a list a syntax error is a fault of the file if it leaves open where the record ends, as nothing after it can be trusted.
     fn scan_head(&self, record: &RawRecord) -> Result<Head, PrepareError> {
         if record.is_too_long {
             return Ok(Head::default());
@@ -147,7 +149,7 @@ impl<F: JsonFormat> JsonFile<F> {
         };
         match parsed {
             Ok(head) => Ok(head),
-            Err(fault) if self.layout == Layout::List && !fault.is_data() && is_utf8(&record.bytes) => {
+            Err(fault) if self.layout == Layout::List && !fault.is_data() && is_open_ended(&record.bytes) => {
                 let line = record.line + fault.line() as u64 - 1;
                 let position = format!("record {} at byte {} (line {line})", self.num_elements, record.offset);
                 let (path, found) = (self.path.clone(), format!("`{}`", json_words(&fault)));
@@ -161,8 +163,8 @@ impl<F: JsonFormat> JsonFile<F> {
         self.path.parent().unwrap_or(Path::new(""))
     }
 
-    /// The samples of a record, one by one; a record with a fault is one.
-    fn parse(&self, record: u64, raw: &RawRecord) -> impl Iterator<Item = Result<RawContent, Fault>> {
+    /// The samples of a record, one by one; a record with a fault is one. `first` is the number of its first sample.
+    fn parse(&self, record: u64, first: u64, raw: &RawRecord) -> impl Iterator<Item = Result<RawContent, Fault>> {
         let is_wanted = is_wanted::<F>(&raw.bytes);
         let head = if is_wanted { self.format.head(&raw.bytes).unwrap_or_default() } else { Head::default() };
         let fields = parse_fields(raw).and_then(|fields| {
@@ -174,21 +176,23 @@ impl<F: JsonFormat> JsonFile<F> {
         });
         (0..head.num_parts).map(move |part| {
             let fields = fields.as_ref().map_err(Clone::clone)?;
-            let mut id = self.sample_id(record, head.id.as_deref());
+            let repeat = self.repeats.get(&first);
+            let mut id = self.sample_id(record, head.id.as_deref(), repeat);
             if head.num_parts > 1 {
                 id = format!("{id}#{part}");
             }
-            if let Some(Repeat::Copy(first)) = self.repeats.get(&record) {
-                return Err(Fault::new("duplicate_record", format!("same id and content as record {first}")).of(&id));
+            if let Some(Repeat::Copy(original)) = repeat {
+                let original = original + u64::from(part);
+                return Err(Fault::new("duplicate_record", format!("same id and content as record {original}")).of(&id));
             }
             let place = Place { id: &id, images: &self.context.images, folder: self.folder() };
             self.format.content(fields, part, &place).map_err(|fault| fault.of(&id))
         })
     }
 
-    fn sample_id(&self, record: u64, own_id: Option<&str>) -> String {
+    fn sample_id(&self, record: u64, own_id: Option<&str>, repeat: Option<&Repeat>) -> String {
         let (source, stem) = (F::SOURCE, &self.context.stem);
-        match (own_id, self.repeats.get(&record)) {
+        match (own_id.map(escaped), repeat) {
             (None, _) => format!("{source}/{stem}/#{record}"),
             (Some(id), Some(Repeat::Nth(nth))) => format!("{source}/{stem}/{id}~{nth}"),
             (Some(id), _) => format!("{source}/{stem}/{id}"),
@@ -226,7 +230,7 @@ fn parse_fields(raw: &RawRecord) -> Result<Value, Fault> {
     })
 }
 
-/// Refuses a record in which a key stands twice: which of the two is meant cannot be told.
+/// Refuses a record in which a key stands twice in one object, at any depth: which of the two is meant cannot be told.
 fn check_keys(raw: &RawRecord) -> Result<(), Fault> {
     match serde_json::from_slice::<Keys>(&raw.bytes) {
         Ok(Keys { repeated: Some(key) }) => {
@@ -236,14 +240,15 @@ fn check_keys(raw: &RawRecord) -> Result<(), Fault> {
     }
 }
 
-/// The first key that stands twice in an object; none in anything else.
+/// The first key that stands twice in an object of a value.
+#[derive(Default)]
 struct Keys {
     repeated: Option<String>,
 }
 
 impl<'de> Deserialize<'de> for Keys {
     fn deserialize<D: Deserializer<'de>>(parser: D) -> Result<Self, D::Error> {
-        parser.deserialize_map(KeysVisitor)
+        parser.deserialize_any(KeysVisitor)
     }
 }
 
@@ -253,15 +258,47 @@ impl<'de> Visitor<'de> for KeysVisitor {
     type Value = Keys;
 
     fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        out.write_str("an object")
+        out.write_str("a value")
+    }
+
+    fn visit_unit<E>(self) -> Result<Keys, E> {
+        Ok(Keys::default())
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<Keys, E> {
+        Ok(Keys::default())
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<Keys, E> {
+        Ok(Keys::default())
+    }
+
+    fn visit_u64<E>(self, _: u64) -> Result<Keys, E> {
+        Ok(Keys::default())
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<Keys, E> {
+        Ok(Keys::default())
+    }
+
+    fn visit_str<E>(self, _: &str) -> Result<Keys, E> {
+        Ok(Keys::default())
+    }
+
+    fn visit_seq<S: SeqAccess<'de>>(self, mut items: S) -> Result<Keys, S::Error> {
+        let mut found = Keys::default();
+        while let Some(item) = items.next_element::<Keys>()? {
+            found.repeated = found.repeated.or(item.repeated);
+        }
+        Ok(found)
     }
 
     fn visit_map<M: MapAccess<'de>>(self, mut object: M) -> Result<Keys, M::Error> {
         let (mut seen, mut repeated) = (HashSet::new(), None);
         while let Some(key) = object.next_key::<String>()? {
-            object.next_value::<IgnoredAny>()?;
-            if repeated.is_none() && !seen.insert(key.clone()) {
-                repeated = Some(key);
+            let inner = object.next_value::<Keys>()?.repeated;
+            if repeated.is_none() {
+                repeated = if seen.insert(key.clone()) { inner } else { Some(key) };
             }
         }
         Ok(Keys { repeated })
@@ -292,7 +329,7 @@ impl<F: JsonFormat> RawFile for JsonFile<F> {
         while sample < samples.end
             && let Some(raw) = cutter.next_record().map_err(|fault| cut_fault(&self.path, fault))?
         {
-            for content in self.parse(record, &raw) {
+            for content in self.parse(record, sample, &raw) {
                 let wanted = samples.contains(&sample);
                 if wanted && emit(Entry { record: sample, content }) == ControlFlow::Break(()) {
                     return Ok(());
@@ -318,8 +355,9 @@ pub(super) fn cut_fault(path: &Path, fault: CutError) -> PrepareError {
     }
 }
 
-fn is_utf8(bytes: &[u8]) -> bool {
-    std::str::from_utf8(bytes).is_ok()
+/// True of a broken record that may end elsewhere.
+fn is_open_ended(bytes: &[u8]) -> bool {
+    std::str::from_utf8(bytes).is_ok() && !is_delimited_object(bytes)
 }
 
 /// Id, image and dialogue of a record, under the names that most formats give them.
@@ -346,8 +384,109 @@ impl Head {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
+    use crate::sources::CaptionChoice;
+    use crate::sources::ai_challenger::AiChallenger;
     use crate::sources::llava::Llava;
+    use crate::sources::openai::Openai;
+    use crate::sources::sharegpt::{Columns, Sharegpt};
     use crate::sources::testing::{causes, read_json};
+
+    fn talk(fields: &str, field: &str, role: [&str; 3]) -> String {
+        let [name, user, assistant] = role;
+        let text = if name == "from" { "value" } else { "content" };
+        format!(
+            r#"{{{fields}"{field}": [{{"{name}": "{user}", "{text}": "Q"}}, {{"{name}": "{assistant}", "{text}": "A."}}]}}"#
+        )
+    }
+
+    #[test]
+    fn an_odd_value_costs_its_record_and_not_the_list() {
+        let llava = |fields: &str| talk(fields, "conversations", ["from", "human", "gpt"]);
+        let messages = |fields: &str| talk(fields, "messages", ["role", "user", "assistant"]);
+        let odd = [r#""note": "\ud800", "#, r#""score": NaN, "#, "\"note\": \"a\ttab\", "];
+        let list = |record: &dyn Fn(&str) -> String| {
+            let records: Vec<String> =
+                ["", odd[0], odd[1], "", odd[2], ""].iter().map(|fields| record(fields)).collect();
+            format!("[{}]", records.join(",\n"))
+        };
+        let columns = Columns::default();
+        let captions = |fields: &str| format!(r#"{{{fields}"image_id": "1.jpg", "caption": ["A."]}}"#);
+        let challenger = AiChallenger { choice: CaptionChoice::All, seed: 0 };
+        let read = [
+            read_json("a.json", list(&llava).as_bytes(), Llava),
+            read_json("a.json", list(&messages).as_bytes(), Sharegpt(columns)),
+            read_json("a.json", list(&messages).as_bytes(), Openai),
+            read_json("a.json", list(&captions).as_bytes(), challenger),
+        ];
+        for (format, entries) in read.into_iter().enumerate() {
+            let mut entries = entries.unwrap_or_else(|fault| panic!("format {format}: {fault}"));
+            // The same caption of the same image again.
+            entries.retain(|entry| !entry.content.as_ref().is_err_and(|fault| fault.cause == "duplicate_record"));
+            let broken = entries.iter().filter(|entry| entry.content.is_err()).count();
+            assert_eq!((broken, causes(&entries).contains(&"broken_json")), (3, true), "format {format}: {entries:?}");
+        }
+    }
+
+    #[test]
+    fn no_two_records_share_an_id_whatever_they_call_themselves() {
+        let llava = |id: &str, text: &str| {
+            let id = if id.is_empty() { String::new() } else { format!("\"id\": \"{id}\", ") };
+            talk(&id, "conversations", ["from", "human", "gpt"]).replace("\"Q\"", &format!("\"{text}\""))
+        };
+        let records = [
+            llava("a", "1"),
+            llava("a", "2"),
+            llava("a~2", "3"),
+            llava("", "4"),
+            llava("#3", "5"),
+            llava("a%7E2", "6"),
+            llava("b@2", "7"),
+        ];
+        let entries = read_json("a.json", format!("[{}]", records.join(",")).as_bytes(), Llava).expect("reads");
+        let ids: Vec<&str> = entries.iter().map(|entry| entry.content.as_ref().expect("sound").id()).collect();
+        let own = ["a", "a~2", "a%7E2", "#3", "%233", "a%257E2", "b%402"];
+        assert_eq!(ids, own.map(|own| format!("llava/set/{own}")));
+        let captions = r#"[{"image_id": "x", "caption": ["A.", "B."]}, {"image_id": "x#0", "caption": ["C."]}, {"image_id": "y/x", "caption": ["D."]}]"#;
+        let challenger = AiChallenger { choice: CaptionChoice::All, seed: 0 };
+        let entries = read_json("a.json", captions.as_bytes(), challenger).expect("reads");
+        let ids: BTreeSet<&str> = entries.iter().map(|entry| entry.content.as_ref().expect("sound").id()).collect();
+        assert_eq!(
+            ids,
+            ["x#0", "x#1", "x%230", "y%2Fx"]
+                .map(|own| format!("ai-challenger/set/{own}"))
+                .iter()
+                .map(String::as_str)
+                .collect()
+        );
+    }
+
+    #[test]
+    fn a_key_that_stands_twice_is_found_at_any_depth() {
+        let sound = talk("", "conversations", ["from", "human", "gpt"]);
+        let turn = sound.replace(r#""value": "A.""#, r#""value": "A.", "value": "B.""#);
+        let meta = sound.replacen('{', r#"{"meta": [[{"a": {"b": 1, "c": null, "b": 2.5}}], true], "#, 1);
+        let own = sound.replacen('{', r#"{"id": 1, "id": 2, "#, 1);
+        let same_in_two = sound.replacen('{', r#"{"a": {"b": -1}, "c": {"b": "x"}, "#, 1);
+        let lines = [sound, turn, meta, own, same_in_two].join("\n");
+        let entries = read_json("a.jsonl", lines.as_bytes(), Llava).expect("reads");
+        assert_eq!(causes(&entries), ["", "duplicate_key", "duplicate_key", "duplicate_key", ""]);
+        let details = entries[1..4].iter().map(|entry| &entry.content.as_ref().expect_err("twice").detail);
+        assert!(details.zip(["`value`", "`b`", "`id`"]).all(|(detail, key)| detail.contains(key)));
+    }
+
+    #[test]
+    fn a_copy_names_the_record_that_it_repeats() {
+        let captions =
+            [r#"{"image_id": "x", "caption": ["A.", "B."]}"#, r#"{"image_id": "y", "caption": ["C.", "D."]}"#];
+        let list = format!("[{}, {}, {}]", captions[0], captions[1], captions[1]);
+        let challenger = AiChallenger { choice: CaptionChoice::All, seed: 0 };
+        let entries = read_json("a.json", list.as_bytes(), challenger).expect("reads");
+        assert_eq!(causes(&entries), ["", "", "", "", "duplicate_record", "duplicate_record"]);
+        let details = entries[4..].iter().map(|entry| entry.content.as_ref().expect_err("a copy").detail.as_str());
+        assert_eq!(details.collect::<Vec<_>>(), ["same id and content as record 2", "same id and content as record 3"]);
+    }
 
     #[test]
     fn a_line_that_is_too_long_is_one_reject_and_the_rest_is_read() {

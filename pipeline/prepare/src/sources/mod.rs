@@ -155,6 +155,19 @@ impl RawContent {
         }
     }
 
+    /// Its images, in order.
+    pub fn images(&self) -> &[ImageRef] {
+        match self {
+            Self::Caption(caption) => std::slice::from_ref(&caption.image),
+            Self::Dialogue(sample) => &sample.images,
+        }
+    }
+
+    /// Bytes of image files that are in memory with it.
+    pub(crate) fn embedded_bytes(&self) -> usize {
+        self.images().iter().map(ImageRef::embedded_bytes).sum()
+    }
+
     pub(crate) fn set_id(&mut self, id: String) {
         match self {
             Self::Caption(caption) => caption.id = id,

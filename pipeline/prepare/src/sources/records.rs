@@ -253,6 +253,38 @@ impl<R: BufRead> Cutter<R> {
     }
 }
 
+/// True of an object whose brackets match and whose strings stand between signs, whatever else is wrong in it: where it ends
+/// is then certain, and what follows it can be read.
+pub(super) fn is_delimited_object(bytes: &[u8]) -> bool {
+    let (mut open, mut in_string, mut is_escaped) = (Vec::new(), false, false);
+    // The last sign or letter before the next, strings as one.
+    let mut last = b'[';
+    for &next in bytes {
+        if in_string {
+            match next {
+                _ if is_escaped => is_escaped = false,
+                b'\\' => is_escaped = true,
+                b'"' => in_string = false,
+                _ => {}
+            }
+            continue;
+        }
+        let may_follow = last != b'"' || matches!(next, b',' | b':' | b'}' | b']');
+        match next {
+            next if next.is_ascii_whitespace() => continue,
+            _ if !may_follow || open.is_empty() && last != b'[' => return false,
+            b'"' if !matches!(last, b'[' | b'{' | b',' | b':') => return false,
+            b'"' => in_string = true,
+            b'{' | b'[' => open.push(next + 2),
+            // `}` and `]` come two after their partners in ASCII.
+            b'}' | b']' if open.pop() != Some(next) => return false,
+            _ => {}
+        }
+        last = next;
+    }
+    open.is_empty() && !in_string && bytes.starts_with(b"{") && bytes.ends_with(b"}")
+}
+
 /// Where the lists directly inside the object of a JSON file begin, by the name of their field: byte and line of the first
 /// byte after `[`. A field that comes twice counts where it comes last, as in every JSON reader.
 /// `expected` is said of a file that holds no object.
@@ -341,6 +373,33 @@ mod tests {
         for (text, offset, line) in cases {
             let Err(CutError::Layout(fault)) = cut(text) else { panic!("{text:?} passed") };
             assert_eq!((fault.offset, fault.line), (offset, line), "{:?}", String::from_utf8_lossy(text));
+        }
+    }
+
+    #[test]
+    fn an_object_is_delimited_however_wrong_its_values_are() {
+        for sound in [
+            r#"{"a": "\ud800"}"#,
+            r#"{"a": NaN, "b": [1,, {}]}"#,
+            "{\"a\": \"tab\there\"}",
+            r#"{ } "#.trim_end(),
+            "{oops}",
+        ] {
+            assert!(is_delimited_object(sound.as_bytes()), "{sound}");
+        }
+        let wrong = [
+            r#"{"a": "x"y", "b": "z"w"}"#,
+            r#"{"a": [1}]"#,
+            r#"{"a" 2}"#,
+            "[1]",
+            "{",
+            r#"{"a": "}"#,
+            r#"{"a": x"y"}"#,
+            "{}{}",
+            "7",
+        ];
+        for wrong in wrong {
+            assert!(!is_delimited_object(wrong.as_bytes()), "{wrong}");
         }
     }
 

@@ -20,7 +20,7 @@ use serde::de::{Deserializer, MapAccess, Visitor};
 use serde_json::Value;
 use vela_types::{Fingerprint, IMAGE_MARK, ImageRef, Turn};
 
-use super::fields::{Place, clean};
+use super::fields::{Place, clean, escaped};
 use super::images::ImageListing;
 use super::{AnswerForm, Emit, Entry, Fault, RawContent, RawFile, SourceContext};
 use crate::PrepareError;
@@ -170,7 +170,7 @@ impl RawFile for ProblemFile {
         let mut file = File::open(&self.path).map_err(PrepareError::io("read", &self.path))?;
         for record in records {
             let (pid, found) = &self.problems[record as usize];
-            let id = format!("{SOURCE}/{}/{pid}", self.context.stem);
+            let id = format!("{SOURCE}/{}/{}", self.context.stem, escaped(pid));
             let content = match found {
                 Found::At(offset) => {
                     let problem = self.read_problem(&mut file, *offset)?;

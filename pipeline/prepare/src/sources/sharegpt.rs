@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use vela_types::{ImageRef, Role, Turn};
 
@@ -19,7 +19,7 @@ const SOURCE: &str = "sharegpt";
 const REGISTRY: &str = "dataset_info.json";
 
 /// Names of fields and roles.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize)]
 pub(super) struct Columns {
     messages: String,
     images: String,

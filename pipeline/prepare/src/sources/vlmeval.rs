@@ -28,7 +28,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use vela_types::{Fingerprint, IMAGE_MARK, ImageRef, Turn};
 
-use super::fields::{Place, clean};
+use super::fields::{Place, clean, escaped};
 use super::images::ImageListing;
 use super::repeats::{Repeat, RepeatFinder};
 use super::tsv::{TsvCutter, TsvError, TsvRow};
@@ -255,7 +255,7 @@ impl BenchmarkFile {
 
     fn entry(&self, record: u64, row: &TsvRow) -> Result<Entry, PrepareError> {
         let index = cell(row, self.columns.index).ok().flatten().map(str::trim);
-        let id = match (index, self.repeats.get(&record)) {
+        let id = match (index.map(escaped), self.repeats.get(&record)) {
             (None, _) => format!("{SOURCE}/{}/#{record}", self.context.stem),
             (Some(index), Some(Repeat::Nth(nth))) => format!("{SOURCE}/{}/{index}~{nth}", self.context.stem),
             (Some(index), _) => format!("{SOURCE}/{}/{index}", self.context.stem),

@@ -8,9 +8,10 @@
 //!   a text `caption` or `text`; without one of these, and without a JSON member, it is the caption `KEY.txt` (or `.caption`).
 //! - Other members beside a text are not read. A text or image that is compressed by itself is `compressed_member`.
 //!
-//! Names only serve as keys; nothing is unpacked. Offsets of samples stay in memory, 8 bytes each.
+//! Names only serve as keys; nothing is unpacked. Offsets of samples stay in memory, 8 bytes each. A key with more than 512
+//! members or 256 MiB (`frame.000001.jpg`, `frame.000002.jpg`, ... are all of key `frame`) is `too_large` and not read.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::{BufReader, Read, Seek, SeekFrom};
 use std::ops::{ControlFlow, Range};
@@ -20,7 +21,7 @@ use serde_json::Value;
 use tar::Archive;
 use vela_types::{Fingerprint, ImageRef, Turn};
 
-use super::fields::{IMAGE_ENDINGS, Place, clean, image_names};
+use super::fields::{IMAGE_ENDINGS, Place, clean, escaped, image_names};
 use super::repeats::{Repeat, RepeatFinder};
 use super::{Emit, Entry, Fault, RawCaption, RawContent, RawFile, SourceContext, llava, openai};
 use crate::PrepareError;
@@ -30,6 +31,10 @@ const SOURCE: &str = "webdataset";
 const BLOCK_BYTES: u64 = 512;
 /// A member longer than this costs its sample.
 const MAX_MEMBER_BYTES: u64 = 256 << 20;
+/// Members of a sample that would be read may have no more bytes in all.
+const MAX_SAMPLE_BYTES: u64 = 256 << 20;
+/// A sample with more members is taken for files that are numbered behind the first dot of their names.
+const MAX_MEMBERS: u64 = 512;
 const COMPRESSED_ENDINGS: [&str; 5] = ["gz", "bz2", "xz", "zst", "lz4"];
 /// What compressed files begin with.
 const COMPRESSED_MAGIC: [(&[u8], &str); 4] = [
@@ -47,6 +52,39 @@ pub(super) struct TarFile {
     starts: Vec<u64>,
     num_recognized: u64,
     repeats: HashMap<u64, Repeat>,
+    /// Key and size of samples that are too large to be read.
+    too_large: HashMap<u64, (String, SampleSize)>,
+}
+
+/// What the headers say of a sample.
+#[derive(Clone, Copy, Debug, Default)]
+struct SampleSize {
+    num_members: u64,
+    /// Of those that would be read.
+    num_bytes: u64,
+}
+
+impl SampleSize {
+    fn add(&mut self, name: &MemberName, num_bytes: u64) {
+        self.num_members += 1;
+        self.num_bytes += if is_read(name, num_bytes) { num_bytes } else { 0 };
+    }
+
+    fn is_too_large(self) -> bool {
+        self.num_members > MAX_MEMBERS || self.num_bytes > MAX_SAMPLE_BYTES
+    }
+
+    fn fault(self, key: &str) -> Fault {
+        let Self { num_members, num_bytes } = self;
+        let expected = format!("expected at most {MAX_MEMBERS} members and {MAX_SAMPLE_BYTES} bytes of key `{key}`");
+        let reason = "a key ends at the first dot of a file's name";
+        Fault::new("too_large", format!("{expected}, found {num_members} members and {num_bytes} bytes; {reason}"))
+    }
+}
+
+/// True of a member whose content is asked for.
+fn is_read(name: &MemberName, num_bytes: u64) -> bool {
+    num_bytes <= MAX_MEMBER_BYTES && matches!(name.kind(), Kind::Image { .. } | Kind::Json | Kind::Text)
 }
 
 /// What the scan keeps of a member.
@@ -55,13 +93,15 @@ struct Scanned {
     start: u64,
     /// `None` for what belongs to no sample: folders, links, hidden files.
     name: Option<MemberName>,
+    num_bytes: u64,
 }
 
 impl TarFile {
     pub(super) fn open(path: &Path, context: SourceContext) -> Result<Self, PrepareError> {
         check_not_compressed(path)?;
         let (mut starts, mut num_recognized, mut is_known) = (Vec::new(), 0, false);
-        let (mut finder, mut key) = (RepeatFinder::default(), None);
+        let (mut finder, mut key, mut size) = (RepeatFinder::default(), None, SampleSize::default());
+        let mut too_large = HashMap::new();
         let end = scan(path, &mut |member| {
             let Some(name) = member.name else { return Ok(()) };
             if key.as_ref() != Some(&name.key) {
@@ -73,6 +113,11 @@ impl TarFile {
                 starts.push(member.start);
                 is_known = false;
                 key = Some(name.key.clone());
+                size = SampleSize::default();
+            }
+            size.add(&name, member.num_bytes);
+            if size.is_too_large() {
+                too_large.insert(starts.len() as u64 - 1, (name.key.clone(), size));
             }
             if !is_known && !matches!(name.kind(), Kind::Other) {
                 is_known = true;
@@ -82,7 +127,7 @@ impl TarFile {
         })?;
         starts.push(end);
         let repeats = finder.finish().map_err(PrepareError::io("sort the keys of", path))?;
-        Ok(Self { path: path.to_owned(), context, starts, num_recognized, repeats })
+        Ok(Self { path: path.to_owned(), context, starts, num_recognized, repeats, too_large })
     }
 
     /// The members of a sample.
@@ -97,10 +142,8 @@ impl TarFile {
             let Some(name) = member_name(&entry) else { continue };
             let num_bytes = entry.size();
             members.key.clone_from(&name.key);
-            let is_read =
-                num_bytes <= MAX_MEMBER_BYTES && matches!(name.kind(), Kind::Image { .. } | Kind::Json | Kind::Text);
             let mut bytes = Vec::new();
-            if is_read {
+            if is_read(&name, num_bytes) {
                 entry.read_to_end(&mut bytes)?;
             }
             members.all.push(Member { name, num_bytes, bytes });
@@ -145,13 +188,19 @@ impl RawFile for TarFile {
     fn read(&self, records: Range<u64>, emit: &mut Emit<'_>) -> Result<(), PrepareError> {
         let file = File::open(&self.path).map_err(PrepareError::io("read", &self.path))?;
         for record in records {
-            let members = self.members(&file, record).map_err(PrepareError::io("read", &self.path))?;
+            let (key, members) = match self.too_large.get(&record) {
+                Some((key, size)) => (key.clone(), Err(size.fault(key))),
+                None => {
+                    let members = self.members(&file, record).map_err(PrepareError::io("read", &self.path))?;
+                    (members.key.clone(), Ok(members))
+                }
+            };
             let nth = match self.repeats.get(&record) {
                 Some(Repeat::Nth(nth)) => format!("~{nth}"),
                 _ => String::new(),
             };
-            let id = format!("{SOURCE}/{}/{}{nth}", self.context.stem, members.key);
-            let content = self.content(members, &id).map_err(|fault| fault.of(&id));
+            let id = format!("{SOURCE}/{}/{}{nth}", self.context.stem, escaped(&key));
+            let content = members.and_then(|members| self.content(members, &id)).map_err(|fault| fault.of(&id));
             if emit(Entry { record, content }) == ControlFlow::Break(()) {
                 break;
             }
@@ -242,9 +291,10 @@ struct Members {
 
 impl Members {
     fn check(&self) -> Result<(), Fault> {
-        for (at, member) in self.all.iter().enumerate() {
-            let (name, ending) = (member.base_name(), &member.name.ending);
-            if self.all[..at].iter().any(|earlier| earlier.name.ending == *ending) {
+        let mut endings = HashSet::new();
+        for member in &self.all {
+            let name = member.base_name();
+            if !endings.insert(&member.name.ending) {
                 return Err(Fault::new("duplicate_member", format!("`{name}` stands twice in the sample")));
             }
             if member.name.kind() == Kind::Compressed {
@@ -388,7 +438,7 @@ fn scan(path: &Path, visit: &mut dyn FnMut(Scanned) -> Result<(), PrepareError>)
             let name = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
             broken(format!("`{name}` of {} bytes, cut off at byte {num_bytes}, where the file ends", entry.size()))
         })?;
-        visit(Scanned { start, name: member_name(&entry) })?;
+        visit(Scanned { start, name: member_name(&entry), num_bytes: entry.size() })?;
         start = end;
     }
     check_trailer(path, archive.into_inner().into_inner(), start)?;
@@ -505,8 +555,8 @@ mod tests {
             captions.iter().map(|caption| caption.global.as_str()).collect::<Vec<_>>(),
             ["Ein Bär.", "A dog.", "A bird."]
         );
-        assert_eq!(captions[0].id, "webdataset/shard/00/0001");
-        assert_eq!(captions[1].image.name(), "webdataset/shard/00/0002, `0002.png`");
+        assert_eq!(captions[0].id, "webdataset/shard/00%2F0001");
+        assert_eq!(captions[1].image.name(), "webdataset/shard/00%2F0002, `0002.png`");
     }
 
     #[test]
@@ -585,6 +635,37 @@ mod tests {
     }
 
     #[test]
+    fn files_numbered_behind_the_first_dot_are_one_sample_that_is_not_read() {
+        let photo = png(1, 1, [0; 3]);
+        let names: Vec<String> = (0..600).map(|number| format!("frame.{number:06}.jpg")).collect();
+        let mut members: Vec<(&str, &[u8])> = names.iter().map(|name| (name.as_str(), photo.as_slice())).collect();
+        members.extend([("b.jpg", photo.as_slice()), ("b.txt", b"A cat.")]);
+        let entries = read(&members);
+        assert_eq!(causes(&entries), ["too_large", ""]);
+        let fault = entries[0].content.as_ref().expect_err("too many");
+        assert!(fault.detail.contains("600 members") && fault.detail.contains("first dot"), "{}", fault.detail);
+        assert_eq!(fault.id.as_deref(), Some("webdataset/shard/frame"));
+    }
+
+    #[test]
+    fn a_sample_of_too_many_bytes_is_told_by_its_headers() {
+        let folder = tempfile::tempdir().expect("temp folder");
+        let path = folder.path().join("shard.tar");
+        let mut builder = tar::Builder::new(File::create(&path).expect("file"));
+        let half = MAX_SAMPLE_BYTES / 2 + 1;
+        for name in ["a.0.jpg", "a.1.jpg", "b.bin", "b.txt"] {
+            let mut header = tar::Header::new_gnu();
+            let num_bytes = if name.starts_with('b') { 3 } else { half };
+            header.set_size(num_bytes);
+            builder.append_data(&mut header, name, std::io::repeat(b'x').take(num_bytes)).expect("appended");
+        }
+        builder.into_inner().expect("finished");
+        let file = TarFile::open(&path, SourceContext::for_test("shard")).expect("opens");
+        assert_eq!(file.too_large.keys().collect::<Vec<_>>(), [&0]);
+        assert_eq!(causes(&read_all(&file).expect("reads")), ["too_large", "missing_image"]);
+    }
+
+    #[test]
     fn long_names_folders_and_links_do_not_disturb() {
         let (photo, long) = (png(1, 1, [0; 3]), "x".repeat(150));
         let mut builder = tar::Builder::new(Vec::new());
@@ -602,7 +683,7 @@ mod tests {
         append(tar::EntryType::Regular, &format!("d/{long}y.jpg"), &photo);
         let (_folder, file) = open(&builder.into_inner().expect("finished")).expect("opens");
         let samples = samples(read_all(&file).expect("reads"));
-        assert_eq!(samples.iter().map(|sample| sample.id.len()).collect::<Vec<_>>(), [169, 170]);
+        assert_eq!(samples.iter().map(|sample| sample.id.len()).collect::<Vec<_>>(), [171, 172]);
     }
 
     #[test]
