@@ -252,7 +252,7 @@ struct StatsArgs {
     workers: Option<usize>,
 }
 
-/// Renders a small bilingual data set of coloured shapes in the raw layouts of sa1b and llava.
+/// Renders a small bilingual data set of coloured shapes in the raw layouts of sa1b and llava. A finished one is left as it is.
 #[derive(Args)]
 #[command(after_help = "Example:
   pipeline demo-data --output demo --samples 2000 --seed 1")]

@@ -137,6 +137,21 @@ fn wrong_use_exits_with_2_and_says_what_was_expected() {
     );
 }
 
+#[test]
+fn finished_demo_data_is_left_as_it_is_and_unfinished_refused() {
+    let root = tempfile::tempdir().expect("a temporary folder");
+    let first = demo(root.path(), "4");
+    let file = root.path().join("demo/llava/demo_instruct.json");
+    let time = || fs::metadata(&file).and_then(|found| found.modified()).expect("a written file");
+    let written = time();
+    assert_eq!((demo(root.path(), "4"), time()), (first, written));
+
+    fs::remove_file(root.path().join("demo/settings.txt")).expect("the file that is written last");
+    let used = text(root.path(), "demo");
+    let again = run(&["demo-data", "--output", &used, "--samples", "4", "--heldout", "3"]);
+    assert_usage(&again, &["--output", &used, "other files"]);
+}
+
 /// Exit code 2, and a message that says all of `said` and never `fingerprint`.
 fn assert_usage(output: &Output, said: &[&str]) {
     let stderr = String::from_utf8_lossy(&output.stderr);

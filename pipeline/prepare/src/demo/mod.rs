@@ -16,7 +16,7 @@ pub use write::write_demo_data;
 /// What demo data looks like and how much of it there is.
 #[derive(Clone, Debug)]
 pub struct DemoDataConfig {
-    /// Folder to fill; made if absent, refused if it holds anything.
+    /// Folder to fill; made if absent, left alone if it holds this data set, refused if it holds anything else.
     pub output: PathBuf,
     /// Seed of every scene.
     pub seed: u64,

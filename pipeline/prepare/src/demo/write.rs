@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use polars::prelude::{Column, DataFrame, ParquetWriter};
 use serde_json::json;
@@ -18,10 +18,12 @@ use crate::dialogue::{DialogueConfig, DialogueMode, to_sample};
 use crate::python_literal::{Literal, to_repr};
 use crate::sources::{RawCaption, RawContent};
 
+/// The settings of a finished data set, written last.
+const SETTINGS: &str = "settings.txt";
 /// High, so that colours survive the chroma subsampling of small pictures.
 const JPEG_QUALITY: u8 = 95;
 
-/// Renders the data set of `config`; the same config gives the same bytes.
+/// Renders the data set of `config`; the same config gives the same bytes. A folder that holds it already is left as it is.
 pub fn write_demo_data(config: &DemoDataConfig) -> Result<DemoDataReport, PrepareError> {
     check(config)?;
     let root = &config.output;
@@ -34,19 +36,43 @@ pub fn write_demo_data(config: &DemoDataConfig) -> Result<DemoDataReport, Prepar
         samples: 2 * config.num_train,
         questions: 2 * config.num_heldout * config.kinds.len(),
     };
+    if is_finished(config) {
+        return Ok(report);
+    }
+    check_unused(&config.output)?;
     let mut texts = write_sa1b(config, &report)?;
     texts.extend(write_llava(config, &report)?);
     for language in [Language::Zh, Language::En] {
         texts.extend(write_heldout(config, &report, language)?);
     }
     write_processor(config, &report, &texts)?;
+    write_file(&root.join(SETTINGS), settings(config).as_bytes())?;
     Ok(report)
+}
+
+/// Everything that the bytes depend on.
+fn settings(config: &DemoDataConfig) -> String {
+    format!("{:#?}\n", DemoDataConfig { output: PathBuf::new(), ..config.clone() })
+}
+
+fn is_finished(config: &DemoDataConfig) -> bool {
+    fs::read(config.output.join(SETTINGS)).is_ok_and(|found| found == settings(config).as_bytes())
+}
+
+fn check_unused(folder: &Path) -> Result<(), PrepareError> {
+    match fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_some()) {
+        false => Ok(()),
+        true => Err(PrepareError::OutputInUse {
+            path: folder.to_owned(),
+            expected: "an empty folder, none, or the whole data set of these settings".to_owned(),
+            found: "other files".to_owned(),
+        }),
+    }
 }
 
 fn check(config: &DemoDataConfig) -> Result<(), PrepareError> {
     let wrong =
         |flag, expected: &str, found: String| Err(PrepareError::Flag { flag, expected: expected.to_owned(), found });
-    let is_used = |path: &Path| fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_some());
     if !matches!(config.cells_per_side, 2 | 3) {
         return wrong("--cells", "2 or 3", config.cells_per_side.to_string());
     }
@@ -60,13 +86,6 @@ fn check(config: &DemoDataConfig) -> Result<(), PrepareError> {
         || config.questions_per_image == Some(0)
     {
         return wrong("--samples", "at least one image and one question about it", "none".to_owned());
-    }
-    if is_used(&config.output) {
-        return Err(PrepareError::OutputInUse {
-            path: config.output.clone(),
-            expected: "an empty folder or none".to_owned(),
-            found: "other files".to_owned(),
-        });
     }
     Ok(())
 }
