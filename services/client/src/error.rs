@@ -39,6 +39,14 @@ pub enum ClientError {
         /// What it said.
         source: ServiceError,
     },
+    /// The server lives and sends nothing.
+    #[error("loader at `{url}` sent nothing for {after:?} although it had credit")]
+    Stalled {
+        /// The address.
+        url: String,
+        /// How long it had.
+        after: Duration,
+    },
     /// The server sent something that breaks the contract.
     #[error("loader at `{url}` broke the protocol")]
     Wire {
@@ -90,7 +98,7 @@ impl ClientError {
     /// Whether another try, at this server or its successor, may succeed.
     pub fn is_retryable(&self) -> bool {
         match self {
-            Self::Unreachable { .. } => true,
+            Self::Unreachable { .. } | Self::Stalled { .. } => true,
             Self::Service { source, .. } => source.is_retryable(),
             _ => false,
         }

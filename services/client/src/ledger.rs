@@ -59,6 +59,11 @@ impl Ledger {
         num_bytes
     }
 
+    /// Whether the consumer waits: no batch is held back, and the server has all credit that there is.
+    pub(crate) fn is_waiting(&self) -> bool {
+        self.held == 0
+    }
+
     /// Bytes in this process.
     pub(crate) fn resident(&self) -> usize {
         self.held + self.open

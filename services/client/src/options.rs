@@ -21,6 +21,9 @@ pub struct ClientOptions {
     pub give_up_after: Duration,
     /// How long a silent connection is trusted: then the server is asked, and given up if it does not answer in as long.
     pub keepalive: Duration,
+    /// How long a server that answers may send nothing although every byte of credit is its own; then the stream is opened
+    /// anew, at the next replica if there is one.
+    pub stall_after: Duration,
     /// Largest batch accepted from a server.
     pub max_batch_bytes: usize,
 }
@@ -75,6 +78,7 @@ impl Default for ClientOptions {
             connect_timeout: Duration::from_secs(5),
             give_up_after: Duration::from_secs(120),
             keepalive: Duration::from_secs(10),
+            stall_after: Duration::from_secs(300),
             max_batch_bytes: 4 << 30,
         }
     }

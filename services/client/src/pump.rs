@@ -80,7 +80,8 @@ impl Pump {
         loop {
             let before = self.next;
             let Err(error) = self.stream_once().await;
-            if self.next != before {
+            // A server that only was slow has not been away.
+            if self.next != before || matches!(error, ClientError::Stalled { .. }) {
                 (last_progress, pause, failures) = (Instant::now(), FIRST_PAUSE, 0);
             }
             if !error.is_retryable() {
@@ -124,6 +125,10 @@ impl Pump {
                     self.take_part(part, &mut assembler, &requests).await?;
                 }
                 Some(event) = self.events.recv() => self.take_event(event, &requests).await?,
+                () = tokio::time::sleep(self.options.stall_after), if self.ledger.is_waiting() => {
+                    let (url, after) = (self.server().url().to_owned(), self.options.stall_after);
+                    return Err(ClientError::Stalled { url, after });
+                }
             }
         }
     }
