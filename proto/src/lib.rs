@@ -6,6 +6,7 @@
 
 mod assemble;
 mod batch;
+mod codec;
 mod error;
 mod info;
 mod reader;
@@ -22,6 +23,7 @@ pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descrip
 
 pub use assemble::MAX_SAMPLES;
 pub use batch::{EncodedPart, PART_BYTES, encode_batch};
+pub use codec::{WireMessage, decode_request, decode_requests, encode_answer, encode_requests};
 pub use error::{ErrorKind, ServiceError, WireError};
 pub use info::{decode_info, encode_info};
 pub use reader::{PartReader, Received};

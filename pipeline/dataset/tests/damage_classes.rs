@@ -318,6 +318,8 @@ struct Remote {
     manifest: Manifest,
 }
 
+type RemoteDamage = fn(&Remote);
+
 impl Remote {
     fn new() -> Self {
         let (server, cache) = (S3Server::start(), tempfile::tempdir().expect("a folder"));
@@ -357,7 +359,7 @@ impl Remote {
 #[test]
 fn copies_that_are_wrong_are_fetched_again_and_cost_no_record() {
     let good = good_batches();
-    let cases: [(&str, fn(&Remote)); 7] = [
+    let cases: [(&str, RemoteDamage); 7] = [
         ("stale: another content of the same size", |it| {
             it.read();
             change(&it.copy(1), |content| content.reverse());
@@ -409,7 +411,7 @@ fn copies_that_are_wrong_are_fetched_again_and_cost_no_record() {
 #[test]
 fn objects_that_are_wrong_are_damage_by_the_shard() {
     let good = good_batches();
-    let cases: [(&str, fn(&Remote), Outcome); 4] = [
+    let cases: [(&str, RemoteDamage, Outcome); 4] = [
         (
             "another content",
             |it| it.change_object(|content| content[60] ^= 1),

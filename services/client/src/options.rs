@@ -76,9 +76,9 @@ impl Default for ClientOptions {
             tls: TlsOptions::default(),
             prefetch_bytes: 256 << 20,
             connect_timeout: Duration::from_secs(5),
-            stall_after: Duration::from_secs(60),
             give_up_after: Duration::from_secs(120),
             keepalive: Duration::from_secs(10),
+            stall_after: Duration::from_secs(300),
             max_batch_bytes: 4 << 30,
         }
     }

@@ -7,18 +7,15 @@ use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderValue, TE};
 use http_body_util::BodyExt;
 use tokio::sync::mpsc;
-use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::body::Body;
-use tonic::codec::{Codec, EncodeBody};
 use tonic::metadata::GRPC_CONTENT_TYPE;
 use tonic::service::interceptor::{InterceptedService, ResponseBody};
 use tonic::transport::Channel;
 use tonic::{Code, Status};
-use tonic_prost::ProstCodec;
 use tower_service::Service;
 use vela_proto::v1::StreamBatchesRequest;
-use vela_proto::{PartReader, Received};
+use vela_proto::{PartReader, Received, encode_requests};
 
 use crate::ClientError;
 use crate::server::{Bearer, Server};
@@ -75,9 +72,7 @@ async fn call(
     channel: &mut InterceptedService<Channel, Bearer>,
     requests: mpsc::Receiver<StreamBatchesRequest>,
 ) -> Result<http::Response<ResponseBody<Body>>, Status> {
-    let encoder = ProstCodec::<StreamBatchesRequest, StreamBatchesRequest>::default().encoder();
-    let body = EncodeBody::new_client(encoder, ReceiverStream::new(requests).map(Ok), None, None);
-    let mut request = http::Request::new(Body::new(body));
+    let mut request = http::Request::new(encode_requests(ReceiverStream::new(requests)));
     *request.method_mut() = http::Method::POST;
     *request.uri_mut() = http::Uri::from_static(STREAM_BATCHES);
     *request.version_mut() = http::Version::HTTP_2;

@@ -1,4 +1,4 @@
-//! Response bodies: whole messages, and batches whose tensors are sent from where they lie.
+//! Response bodies: batches whose tensors are sent from where they lie, and answers that end with the server.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -6,23 +6,13 @@ use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use http_body::Frame;
-use prost::Message;
 use tokio_stream::Stream;
 use tonic::Status;
 use tonic::body::Body;
-use tonic::codec::{Codec, EncodeBody, SingleMessageCompressionOverride};
 use tonic::server::NamedService;
-use tonic_prost::ProstCodec;
 use tower_service::Service;
 use vela_proto::EncodedPart;
 use vela_runtime::Shutdown;
-
-/// One message and the status `ok`.
-pub(crate) fn message_body<M: Message + Default + Send + 'static>(message: M) -> Body {
-    let encoder = ProstCodec::<M, M>::default().encoder();
-    let messages = tokio_stream::once(Ok(message));
-    Body::new(EncodeBody::new_server(encoder, messages, None, SingleMessageCompressionOverride::default(), None))
-}
 
 /// The parts of batches and, in the end, a status. Every piece goes to the connection as it is: what `tonic` would do, a copy of each payload
 /// into its message, took half of the server's time.

@@ -5,20 +5,20 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use prost::Message;
 use tokio_stream::StreamExt;
+use tonic::Status;
 use tonic::body::Body;
-use tonic::codec::Codec;
 use tonic::metadata::GRPC_CONTENT_TYPE;
 use tonic::server::NamedService;
-use tonic::{Status, Streaming};
-use tonic_prost::ProstCodec;
 use tower_service::Service;
 use vela_dataset::{Provenance, spec_fingerprint};
 use vela_proto::v1;
-use vela_proto::{MAX_REQUEST_BYTES, ServiceError, decode_position, encode_batch, encode_fingerprint, encode_info};
+use vela_proto::{
+    ServiceError, decode_position, decode_request, decode_requests, encode_answer, encode_batch, encode_fingerprint,
+    encode_info,
+};
 
-use crate::body::{BatchBody, message_body};
+use crate::body::BatchBody;
 use crate::session::Session;
 use crate::shared::{Request, Shared, off_thread};
 use crate::tenants::Tenant;
@@ -42,11 +42,13 @@ impl LoaderService {
         let tenant = tenant.ok_or_else(|| Status::unauthenticated("nobody asked who calls"))?;
         let call = parts.uri.path().strip_prefix('/').and_then(|path| path.strip_prefix(Self::NAME));
         match call {
-            Some("/DescribeDataset") => Ok(message_body(counted(self.describe(tenant, message(body).await?).await)?)),
-            Some("/Lookup") => Ok(message_body(counted(self.find_record(tenant, message(body).await?).await)?)),
-            Some("/GetBatch") => Ok(counted(self.send_batch(tenant, message(body).await?).await)?),
+            Some("/DescribeDataset") => {
+                Ok(encode_answer(counted(self.describe(tenant, decode_request(body).await?).await)?))
+            }
+            Some("/Lookup") => Ok(encode_answer(counted(self.find_record(tenant, decode_request(body).await?).await)?)),
+            Some("/GetBatch") => Ok(counted(self.send_batch(tenant, decode_request(body).await?).await)?),
             Some("/StreamBatches") => {
-                let session = Session::start(Arc::clone(&self.shared), Arc::clone(tenant), messages(body));
+                let session = Session::start(Arc::clone(&self.shared), Arc::clone(tenant), decode_requests(body));
                 Ok(BatchBody::of(counted(session.await)?))
             }
             _ => Err(Status::unimplemented(format!("no call `{}`", parts.uri.path()))),
@@ -130,21 +132,6 @@ fn grpc_response(body: Body) -> http::Response<Body> {
     let mut response = http::Response::new(body);
     response.headers_mut().insert(http::header::CONTENT_TYPE, GRPC_CONTENT_TYPE);
     response
-}
-
-/// The messages of a request.
-fn messages<M: Message + Default + Send + 'static>(body: Body) -> Streaming<M> {
-    Streaming::new_request(ProstCodec::<M, M>::default().decoder(), body, None, Some(MAX_REQUEST_BYTES))
-}
-
-/// The message of a request that has one.
-async fn message<M: Message + Default + Send + 'static>(body: Body) -> Result<M, Status> {
-    let mut messages = messages(body);
-    let first = messages.message().await?.ok_or_else(|| Status::invalid_argument("expected a message, found none"))?;
-    match messages.message().await? {
-        None => Ok(first),
-        Some(_) => Err(Status::invalid_argument("expected one message, found another after it")),
-    }
 }
 
 /// Counts a refusal by its kind.

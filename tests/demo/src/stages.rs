@@ -78,7 +78,7 @@ fn recipe(seed: u64, stage: StagePlan, output: PathBuf, loader: &str, model: Raw
         run: RawRun { output: text(&output), seed, epochs: None, max_steps: Some(stage.steps) },
         data: RawData { loader: Some(loader.to_owned()), ..RawData::default() },
         model,
-        batch: RawBatch { global: BATCH, micro: None, max_length: MAX_LENGTH as u32 + IMAGE_ROOM },
+        batch: RawBatch { global: BATCH, micro: None, max_length: MAX_LENGTH as u32 + IMAGE_ROOM, packing: None },
         groups: RawGroups {
             projector: group(true),
             language_model: group(stage.trains_language_model),

@@ -146,6 +146,7 @@ fn a_bit_turned_on_an_open_connection_is_an_error_or_wrong_pixels_and_never_a_pa
     let options = ClientOptions {
         prefetch_bytes: 1 << 20,
         keepalive: Duration::from_millis(300),
+        stall_after: Duration::from_millis(500),
         give_up_after: Duration::from_millis(500),
         ..ClientOptions::default()
     };
@@ -157,7 +158,9 @@ fn a_bit_turned_on_an_open_connection_is_an_error_or_wrong_pixels_and_never_a_pa
         proxy.set_calm(true);
         let mut source = connect_patiently(&proxy.url(), &shards::spec(), Partition::WHOLE, &options);
         proxy.set_calm(false);
+        let started = Instant::now();
         let found: Result<Vec<_>, _> = (0..10).map(|_| source.next_batch().map(|batch| digest(&batch))).collect();
+        assert!(started.elapsed() < Duration::from_secs(20), "seed {seed}: {found:?}");
         match found {
             Ok(found) if found == expected => outcomes.right += 1,
             Ok(_) => outcomes.wrong += 1,

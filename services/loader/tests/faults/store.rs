@@ -5,6 +5,7 @@ use std::fs::{self, File};
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use vela_client::ClientOptions;
 use vela_dataset::{Dataset, Partition};
@@ -83,4 +84,26 @@ fn a_store_that_is_away_for_long_is_waited_for_and_named() {
     assert!(source.stats().num_streams > 1, "the stream came back: {:?}", source.stats());
     let log = fs::read_to_string(cache.path().join("log")).expect("a log");
     assert!(log.contains("set/shard-00002.parquet"), "{log}");
+}
+
+#[test]
+fn a_replica_whose_store_is_slow_is_left_for_another() {
+    let plan = Plan { num_samples: 24, side: 24, always_image: false, num_tokens: 5, seed: 23 };
+    let (folder, cache) = (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
+    shards::write_shards(folder.path(), &plan, 4);
+    let server = S3Server::start();
+    upload(&server, &plan, 4);
+    server.strike("GET", "shard-00002", Fault::Delay(Duration::from_secs(15)), usize::MAX);
+    let ports = [free_port(), free_port()];
+    let _slow = LoaderProcess::spawn(serve_remote(&server, cache.path(), ports[0]), ports[0]);
+    let _quick = LoaderProcess::start(folder.path(), ports[1]);
+    let stall_after = Duration::from_millis(400);
+    let options = ClientOptions { prefetch_bytes: 16 << 10, stall_after, ..ClientOptions::default() };
+    let urls = ports.map(|port| format!("http://{}", loopback(port))).join(",");
+    let started = Instant::now();
+    let mut source = connect_patiently(&urls, &shards::spec(), Partition::WHOLE, &options);
+    let consumed = consume(&mut source, 2);
+    assert_exactly_once(&[consumed], plan.num_samples, 2);
+    assert!(source.stats().num_streams >= 2, "{:?}", source.stats());
+    assert!(started.elapsed() < Duration::from_secs(10), "the slow store was waited for");
 }

@@ -48,7 +48,7 @@ class BatchStream:
         credentials=None,
         prefetch_bytes=256 << 20,
         give_up_after=120.0,
-        stall_after=60.0,
+        stall_after=300.0,
     ):
         """`packing`: None, or `(max_images, window)`. `token`: of a tenant. `credentials`: `grpc.ssl_channel_credentials(...)` for an
         encrypted loader. `give_up_after`: seconds to come back after a working stream was lost, and to describe the data. `stall_after`: seconds
