@@ -329,7 +329,7 @@ impl Dataset {
         rows.into_batch(position, plan.num_micro(), *labels)
     }
 
-    /// Part and shard of each sample of the micro-batch at `position`.
+    /// Part and shard of each sample that is read for the micro-batch at `position`.
     pub(crate) fn shards_of(
         &self,
         spec: &BatchSpec,
@@ -343,7 +343,9 @@ impl Dataset {
             let number = self.part_number(index);
             (number, self.parts[number].set.locate(index - self.parts[number].first_index).0)
         };
-        Ok(micro.places.filter_map(|place| epoch.samples_at(place)).flatten().map(shard_of).collect())
+        // Where damage is counted, all samples of the step are looked at.
+        let places = if self.health.is_some() { plan.step_places(position.step) } else { micro.places };
+        Ok(places.filter_map(|place| epoch.samples_at(place)).flatten().map(shard_of).collect())
     }
 
     pub(crate) fn open_shard(&self, part: usize, shard: usize) -> Result<(), DatasetError> {

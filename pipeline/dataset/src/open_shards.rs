@@ -75,10 +75,9 @@ impl ShardSlot {
             // Another thread has met the same damage.
             Some(open) if !Arc::ptr_eq(&open.reader, faulty) => return Ok(Some(Arc::clone(&open.reader))),
             Some(open) if open.is_fetched_again => return Ok(None),
+            Some(_) if !drop_copy()? => return Ok(None),
+            // Another thread dropped it, and could not fetch it.
             _ => {}
-        }
-        if !drop_copy()? {
-            return Ok(None);
         }
         *slot = None;
         self.fill(&mut slot, open, true).map(Some)
@@ -141,8 +140,10 @@ fn close_unused(num_kept: usize) {
         return;
     }
     let mut slots: Vec<Arc<ShardSlot>> = filled.iter().filter_map(Weak::upgrade).collect();
-    slots.sort_by_key(|slot| (slot.last_used.load(Ordering::Relaxed), Arc::as_ptr(slot)));
+    slots.sort_by_key(Arc::as_ptr);
     slots.dedup_by(|slot, other| Arc::ptr_eq(slot, other));
+    // Asked once per slot: others use them meanwhile.
+    slots.sort_by_cached_key(|slot| slot.last_used.load(Ordering::Relaxed));
     let mut num_open = slots.len();
     slots.retain(|slot| {
         let is_closed = num_open > num_kept && slot.close_if_unused();

@@ -52,12 +52,16 @@ impl Share {
         self.dataset.check_cursor(&self.spec, self.plan.steps_per_epoch(), cursor)
     }
 
-    /// Opens the shards of the micro-batch at `position`, several at once: remote ones are fetched, which may take long and needs no
-    /// processor. [`Share::batch`] then waits for none, unless they had to make room for others meanwhile.
+    /// Opens the shards that the micro-batch at `position` reads, several at once: remote ones are fetched, which may take long and needs no
+    /// processor. [`Share::batch`] then waits for none, unless they had to make room for others meanwhile. A damaged shard is no error here.
     pub fn open_shards(&self, position: Position) -> Result<(), DatasetError> {
         let shards = self.dataset.shards_of(&self.spec, &self.units, &self.plan, position)?;
         let shards: Vec<(usize, usize)> = shards.into_iter().collect::<BTreeSet<_>>().into_iter().collect();
-        let open = |&(part, shard): &(usize, usize)| self.dataset.open_shard(part, shard);
+        let open = |&(part, shard): &(usize, usize)| match self.dataset.open_shard(part, shard) {
+            // The batch meets it again and treats it by its policy.
+            Err(fault) if fault.is_damage() => Ok(()),
+            opened => opened,
+        };
         if shards.iter().all(|&(part, shard)| self.dataset.is_open(part, shard)) {
             return Ok(());
         }

@@ -7,8 +7,8 @@ use std::fs;
 use std::path::Path;
 
 use fixture::{records, settings, write_set};
-use vela_dataset::{DamagePolicy, Dataset, Partition};
-use vela_types::{Batch, BatchSpec, IGNORE_LABEL, Position};
+use vela_dataset::{DamagePolicy, Dataset, LocalSource, Partition};
+use vela_types::{Batch, BatchSource, BatchSpec, IGNORE_LABEL, Position};
 
 const SPEC: BatchSpec = BatchSpec {
     global_batch: 5,
@@ -129,6 +129,16 @@ fn a_damaged_index_masks_its_whole_shard() {
     let masked = batch(&open(folder.path(), DamagePolicy::Mask), 0).expect("a masked batch");
     assert!(masked.samples.iter().all(|slot| !slot.valid));
     assert_eq!(masked.step_label_tokens, 0);
+    // A stream opens shards ahead of its batches: that is no other policy.
+    for (policy, fails) in [(DamagePolicy::Mask, false), (DamagePolicy::Budget(100), false), (DamagePolicy::Fail, true)]
+    {
+        let dataset = std::sync::Arc::new(open(folder.path(), policy));
+        let mut source = LocalSource::new(dataset, SPEC, Partition::WHOLE, 1 << 20).expect("a source");
+        match source.next_batch() {
+            Ok(batch) => assert!(!fails && batch == masked),
+            Err(fault) => assert!(fails && format!("{fault:?}").contains("shard-00000.parquet"), "{fault:?}"),
+        }
+    }
 }
 
 #[test]

@@ -4,6 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
 use tokio::net::{TcpStream, lookup_host};
@@ -15,6 +16,8 @@ use tower_service::Service;
 #[derive(Clone, Debug)]
 pub(crate) struct AddressConnector {
     pub(crate) turn: usize,
+    /// For all addresses together.
+    pub(crate) timeout: Duration,
 }
 
 impl Service<Uri> for AddressConnector {
@@ -27,11 +30,11 @@ impl Service<Uri> for AddressConnector {
     }
 
     fn call(&mut self, uri: Uri) -> Self::Future {
-        let turn = self.turn;
+        let Self { turn, timeout } = *self;
         Box::pin(async move {
             let (host, port) = host_and_port(&uri)?;
             let addresses = lookup_host((host, port)).await?.collect();
-            connect(in_turn(addresses, turn)).await
+            connect(in_turn(addresses, turn), timeout).await
         })
     }
 }
@@ -51,10 +54,12 @@ fn in_turn(mut addresses: Vec<SocketAddr>, turn: usize) -> Vec<SocketAddr> {
     addresses
 }
 
-async fn connect(addresses: Vec<SocketAddr>) -> io::Result<TokioIo<TcpStream>> {
+async fn connect(addresses: Vec<SocketAddr>, timeout: Duration) -> io::Result<TokioIo<TcpStream>> {
+    // An address that swallows everything must not use up the time of the others.
+    let of_each = timeout / (addresses.len() as u32).max(1);
     let mut fault = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
     for address in addresses {
-        match TcpStream::connect(address).await {
+        match tokio::time::timeout(of_each, TcpStream::connect(address)).await.unwrap_or_else(|late| Err(late.into())) {
             Ok(stream) => {
                 stream.set_nodelay(true)?;
                 return Ok(TokioIo::new(stream));
@@ -90,7 +95,7 @@ mod tests {
         let live = listeners.each_ref().map(|listener| listener.local_addr().expect("an address"));
         let addresses = vec![dead, live[0], live[1]];
         for (turn, expected) in [(0, live[0]), (1, live[0]), (2, live[1]), (3, live[0])] {
-            let stream = connect(in_turn(addresses.clone(), turn)).await.expect("a connection");
+            let stream = connect(in_turn(addresses.clone(), turn), Duration::from_secs(5)).await.expect("a connection");
             assert_eq!(stream.inner().peer_addr().expect("an address"), expected, "turn {turn}");
         }
     }

@@ -83,8 +83,11 @@ impl Pump {
             self.opened = None;
             let Err(error) = self.stream_once().await;
             let stood = self.opened.is_some_and(|opened| opened.elapsed() >= STEADY);
-            if self.next != before || (stood && !matches!(error, ClientError::Stalled { .. })) {
+            if self.next != before {
                 outage = Outage::new();
+            } else if stood && !self.ledger.is_waiting(PART_BYTES) {
+                // The consumer was busy, not the server.
+                outage.begin_anew();
             }
             match outage.end(&error, self.servers.len(), self.options.give_up_after) {
                 End::Refused => return error,
@@ -121,11 +124,15 @@ impl Pump {
         loop {
             let patience = tokio::time::sleep_until(heard + self.options.stall_after);
             tokio::select! {
+                biased;
                 received = parts.next() => {
                     self.take_received(received?, &requests).await?;
                     heard = tokio::time::Instant::now();
                 }
-                Some(event) = self.events.recv() => self.take_event(event, &requests).await?,
+                Some(event) = self.events.recv() => {
+                    self.take_event(event, &requests).await?;
+                    heard = tokio::time::Instant::now();
+                }
                 () = patience => match self.ledger.is_waiting(PART_BYTES) {
                     true => return Err(self.stalled()),
                     // There is no room for more: whoever takes the batches is slow, not the server.
@@ -138,7 +145,7 @@ impl Pump {
     /// The answer to the request for a stream; a server whose store hangs may owe it for ever.
     async fn open_parts(&self, outbound: mpsc::Receiver<StreamBatchesRequest>) -> Result<PartStream, ClientError> {
         let opening = PartStream::open(self.server(), outbound, self.options.max_batch_bytes);
-        let answer = tokio::time::timeout(self.options.give_up_after, opening).await;
+        let answer = tokio::time::timeout(self.options.stall_after, opening).await;
         answer.unwrap_or_else(|_| Err(self.stalled()))
     }
 
@@ -250,6 +257,11 @@ impl Outage {
         Self { since: Instant::now(), pause: FIRST_PAUSE, failures: 0, refusals: 0 }
     }
 
+    /// A stream that had nothing to do was lost just now.
+    fn begin_anew(&mut self) {
+        *self = Self { refusals: self.refusals, ..Self::new() };
+    }
+
     /// Notes a failure. What is wrong with one server is asked of each of `num_servers` once.
     fn end(&mut self, error: &ClientError, num_servers: usize, give_up_after: Duration) -> End {
         self.failures += 1;
@@ -261,7 +273,8 @@ impl Outage {
             };
         }
         match self.since.elapsed() {
-            after if after >= give_up_after => End::GaveUp(after),
+            // Not before each was asked, and one of them again: a single try may have taken all the time.
+            after if after >= give_up_after && self.failures > num_servers => End::GaveUp(after),
             _ => End::GoesOn,
         }
     }
@@ -316,5 +329,6 @@ mod tests {
         assert_eq!(outage.end(&unavailable, 2, Duration::from_secs(100)), End::GoesOn);
         assert_eq!([outage.pause(2), outage.pause(2)], [FIRST_PAUSE, 2 * FIRST_PAUSE]);
         assert!(matches!(outage.end(&unavailable, 2, Duration::ZERO), End::GaveUp(_)));
+        assert_eq!(Outage::new().end(&unavailable, 2, Duration::ZERO), End::GoesOn, "the other one has not been asked");
     }
 }

@@ -137,7 +137,8 @@ impl Server {
     }
 
     fn connector(&self) -> AddressConnector {
-        AddressConnector { turn: self.turn.load(Ordering::Relaxed) }
+        // Less than the whole time, so that this ends before the connection's own limit.
+        AddressConnector { turn: self.turn.load(Ordering::Relaxed), timeout: self.timeout * 9 / 10 }
     }
 
     /// The next connection is tried at the name's next address: replicas may stand behind one name, and this one failed.

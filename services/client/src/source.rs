@@ -255,7 +255,10 @@ async fn describe_at_any(
     for (number, server) in servers.iter().enumerate() {
         match server.describe(dataset, spec, partition).await {
             Ok(description) => return Ok((number, description)),
-            Err(error) if error.is_retryable() => answer = Some(error),
+            Err(error) if error.is_retryable() || error.is_of_one_server() => {
+                server.turn_address();
+                answer = Some(error);
+            }
             Err(error) => return Err(error),
         }
     }

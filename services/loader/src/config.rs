@@ -57,7 +57,7 @@ pub struct ServeArgs {
     /// Connections open at once; one more is closed.
     #[arg(long, value_name = "NUM", default_value_t = DEFAULT_MAX_CONNECTIONS)]
     pub max_connections: u32,
-    /// Largest micro-batch made; a spec that may need more is refused. Each consumer has up to two of them in memory.
+    /// Largest micro-batch made; a spec that may need more is refused. Each consumer has up to three of them in memory.
     #[arg(long, value_name = "SIZE", default_value_t = ByteSize(DEFAULT_MAX_BATCH_BYTES))]
     pub max_batch_bytes: ByteSize,
 }

@@ -123,14 +123,15 @@ impl Running {
         let Self { addr, shared, tenants, shutdown, reflection } = self;
         let started = Instant::now();
         let (health, health_service) = tonic_health::server::health_reporter();
-        // Watches of the health would otherwise hold up every stop.
+        // Watches of the health, and open reflections, would otherwise hold up every stop.
         let health_service = Ending::new(health_service, shared.stop.clone());
         health.set_serving::<LoaderService>().await;
         let service = LoaderService::new(Arc::clone(&shared));
         let reflected = reflection.then(|| {
             let described =
                 tonic_reflection::server::Builder::configure().register_encoded_file_descriptor_set(DESCRIPTORS);
-            described.build_v1().expect("the descriptors were compiled with this crate")
+            let service = described.build_v1().expect("the descriptors were compiled with this crate");
+            Ending::new(service, shared.stop.clone())
         });
         // A task of its own: the transport drops what it was given to wait for once no more connections come.
         let stopping = tokio::spawn(begin_stop(shutdown.clone(), health, shared.stop.clone()));

@@ -14,8 +14,8 @@ use tower_service::Service;
 use vela_dataset::{Provenance, spec_fingerprint};
 use vela_proto::v1;
 use vela_proto::{
-    ServiceError, decode_position, decode_request, decode_requests, encode_answer, encode_batch, encode_fingerprint,
-    encode_info,
+    ServiceError, WireMessage, decode_position, decode_request, decode_requests, encode_answer, encode_batch,
+    encode_fingerprint, encode_info,
 };
 
 use crate::body::BatchBody;
@@ -43,15 +43,23 @@ impl LoaderService {
         let call = parts.uri.path().strip_prefix('/').and_then(|path| path.strip_prefix(Self::NAME));
         match call {
             Some("/DescribeDataset") => {
-                Ok(encode_answer(counted(self.describe(tenant, decode_request(body).await?).await)?))
+                Ok(encode_answer(counted(self.describe(tenant, self.read(body).await?).await)?))
             }
-            Some("/Lookup") => Ok(encode_answer(counted(self.find_record(tenant, decode_request(body).await?).await)?)),
-            Some("/GetBatch") => Ok(counted(self.send_batch(tenant, decode_request(body).await?).await)?),
+            Some("/Lookup") => Ok(encode_answer(counted(self.find_record(tenant, self.read(body).await?).await)?)),
+            Some("/GetBatch") => Ok(counted(self.send_batch(tenant, self.read(body).await?).await)?),
             Some("/StreamBatches") => {
                 let session = Session::start(Arc::clone(&self.shared), Arc::clone(tenant), decode_requests(body));
                 Ok(BatchBody::of(counted(session.await)?))
             }
             _ => Err(Status::unimplemented(format!("no call `{}`", parts.uri.path()))),
+        }
+    }
+
+    /// The message of a call that has one; a caller that sends half of it holds up no stop.
+    async fn read<M: WireMessage>(&self, body: Body) -> Result<M, Status> {
+        tokio::select! {
+            message = decode_request(body) => message,
+            () = self.shared.stop.wait() => Err(Status::unavailable("the loader is stopping")),
         }
     }
 

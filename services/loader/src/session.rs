@@ -1,9 +1,9 @@
 //! One consumer's stream: batches out against byte credit in.
 
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::task::{Context, Poll};
+use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{Semaphore, mpsc};
@@ -30,10 +30,8 @@ const MAX_CREDIT_BYTES: u64 = 1 << 40;
 /// How long a consumer has to say what it wants.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// How long a consumer has to take the last word of a stream that ends.
-const FAREWELL: Duration = Duration::from_secs(2);
-
-type Part = Result<EncodedPart, Status>;
+/// How a session ended: with the consumer, or by an error.
+type LastWord = OnceLock<Result<(), ServiceError>>;
 
 /// What the consumer asked for, checked.
 struct Opening {
@@ -47,7 +45,8 @@ pub(crate) struct Session {
     shared: Arc<Shared>,
     opening: Opening,
     credit: Arc<Credit>,
-    parts: mpsc::Sender<Part>,
+    parts: mpsc::Sender<EncodedPart>,
+    last_word: Arc<LastWord>,
     tenant: Arc<Tenant>,
     labels: [(&'static str, String); 2],
     _admission: Arc<Admission>,
@@ -69,12 +68,14 @@ impl Session {
         let Partition { rank, world } = opening.partition;
         tracing::info!(rank, world, start = ?opening.start, "consumer joined");
         let (parts, stream) = mpsc::channel(QUEUED_PARTS);
+        let last_word = Arc::new(OnceLock::new());
         let labels = [("tenant", tenant.name.clone()), ("dataset", opening.order.served.name.clone())];
         metrics::counter!("vela_loader_streams_total", &labels).increment(1);
         let _admission = Arc::clone(&admission);
-        let session = Self { shared, opening, credit, parts, tenant, labels, _admission };
+        let said = Arc::clone(&last_word);
+        let session = Self { shared, opening, credit, parts, last_word, tenant, labels, _admission };
         tokio::spawn(session.run(requests));
-        Ok(Parts { parts: ReceiverStream::new(stream), _admission: admission })
+        Ok(Parts { parts: ReceiverStream::new(stream), last_word: said, has_ended: false, _admission: admission })
     }
 
     async fn run(self, requests: Streaming<v1::StreamBatchesRequest>) {
@@ -86,12 +87,9 @@ impl Session {
         let Partition { rank, world } = self.opening.partition;
         match end {
             Ok(()) => tracing::info!(rank, world, "consumer left"),
-            Err(error) => {
-                tracing::info!(rank, world, %error, "stream ended");
-                // A consumer that takes nothing any more gets no last word.
-                let _ = tokio::time::timeout(FAREWELL, self.parts.send(Err(error.into()))).await;
-            }
+            Err(ref error) => tracing::info!(rank, world, %error, "stream ended"),
         }
+        self.last_word.set(end).expect("a session ends once");
     }
 
     /// Sends batch after batch until the consumer is gone or a batch cannot be made.
@@ -124,7 +122,7 @@ impl Session {
             self.credit.spend(num_bytes).await;
             waited += waiting.elapsed();
             self.tenant.spend(num_bytes).await;
-            if self.parts.send(Ok(part)).await.is_err() {
+            if self.parts.send(part).await.is_err() {
                 return false;
             }
             totals.bytes.fetch_add(num_bytes as u64, Ordering::Relaxed);
@@ -201,15 +199,27 @@ async fn check_opening(shared: &Arc<Shared>, tenant: &Tenant, open: v1::OpenStre
 
 /// What a consumer receives. It keeps the consumer's place until all of it is taken, though the session may have ended.
 pub(crate) struct Parts {
-    parts: ReceiverStream<Part>,
+    parts: ReceiverStream<EncodedPart>,
+    last_word: Arc<LastWord>,
+    has_ended: bool,
     _admission: Arc<Admission>,
 }
 
 impl Stream for Parts {
-    type Item = Part;
+    type Item = Result<EncodedPart, Status>;
 
-    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Part>> {
-        Pin::new(&mut self.parts).poll_next(context)
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        if let Some(part) = ready!(Pin::new(&mut self.parts).poll_next(context)) {
+            return Poll::Ready(Some(Ok(part)));
+        }
+        if std::mem::replace(&mut self.has_ended, true) {
+            return Poll::Ready(None);
+        }
+        Poll::Ready(match self.last_word.get() {
+            Some(Ok(())) => None,
+            Some(Err(error)) => Some(Err(error.clone().into())),
+            None => Some(Err(Status::internal("the stream's task ended early"))),
+        })
     }
 }
 

@@ -293,6 +293,9 @@ fn check_loader(data: &RawData) -> Result<DataPlace, TrainError> {
         return refuse("data.loader", expected, address);
     }
     let is_encrypted = urls().all(|url| url.starts_with("https://"));
+    if !is_encrypted && urls().any(|url| url.starts_with("https://")) {
+        return refuse("data.loader", "replicas that are all encrypted, or none", address);
+    }
     let path = |text: &Option<String>| text.as_ref().map(PathBuf::from);
     let identity = match (path(&data.certificate), path(&data.key)) {
         (Some(certificate), Some(key)) => Some((certificate, key)),

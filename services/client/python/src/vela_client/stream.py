@@ -14,6 +14,8 @@ VERSION = 1
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 2.0
 # A stream that stood for so long was a working one, whether or not a batch came: its consumer may have been busy.
 STEADY_SECONDS = 5.0
+# A part of a batch has no more: with less credit the loader cannot send.
+PART_BYTES = 1 << 20
 
 
 class BatchStream:
@@ -71,7 +73,7 @@ class BatchStream:
         self.stalled_seconds = 0.0
         # The receiver knows nothing of this object, so one that nobody holds any more ends it.
         self._receiving = []
-        self._finalizer = weakref.finalize(self, _close, self._receiving)
+        self._finalizer = weakref.finalize(self, _end, self._receiving)
 
     def __iter__(self):
         return self
@@ -155,6 +157,12 @@ class BatchStream:
 def _close(receiving):
     while receiving:
         receiving.pop().close()
+
+
+def _end(receiving):
+    """Without a lock and without waiting: the collector may call this on any thread, the receiver's own too."""
+    while receiving:
+        receiving.pop().end()
 
 
 class _Link:
@@ -242,11 +250,15 @@ class _Receiver:
                         self._stalled = True
                         self._call.cancel()
 
-    def close(self):
+    def end(self):
         self._closed.set()
+        call = self._call
+        if call is not None:
+            call.cancel()
+
+    def close(self):
         with self._lock:
-            if self._call is not None:
-                self._call.cancel()
+            self.end()
         self._thread.join()
 
     def _run(self):
@@ -270,17 +282,20 @@ class _Receiver:
             except GaveUp as error:
                 lost = error
             stood = self._opened is not None and time.monotonic() - self._opened >= STEADY_SECONDS
-            if self._position != before or (stood and not self._stalled):
+            if self._position != before:
                 lost_at, pause, failures, refusals = time.monotonic(), FIRST_PAUSE, 0, 0
+            elif stood and 0 < self._held and self._budget - self._held < PART_BYTES:
+                # The consumer was busy, not the server.
+                lost_at, pause, failures = time.monotonic(), FIRST_PAUSE, 0
+            failures += 1
             code = lost.code() if isinstance(lost, grpc.RpcError) and not self._stalled else grpc.StatusCode.UNAVAILABLE
             if code not in RETRYABLE:
                 refusals += 1
                 if code not in OF_ONE_SERVER or refusals >= len(link.urls):
                     raise LoaderRefused(link.url(), code, lost.details()) from lost
-            elif time.monotonic() - lost_at >= self._give_up_after:
+            elif failures > len(link.urls) and time.monotonic() - lost_at >= self._give_up_after:
                 raise GaveUp(f"no batch at {self._position} for {self._give_up_after:.0f} s") from lost
             link.turn()
-            failures += 1
             if failures % len(link.urls) == 0:
                 self._closed.wait(pause)
                 pause = min(2 * pause, LONGEST_PAUSE)
@@ -294,6 +309,8 @@ class _Receiver:
             self._ask(open=self._place.opening(self._position, max(self._budget - self._held, 0)))
             self._call = Calls(channel).stream(iter(requests.get, None), metadata=self._place.link.metadata())
             call = self._call
+        if self._closed.is_set():
+            call.cancel()
         try:
             for part in call:
                 self._opened, self._heard = self._opened or time.monotonic(), self._heard + 1
