@@ -310,9 +310,8 @@ impl RowWriter<'_> {
         dataset.read_with(index, |reader, row| {
             reader.read_row(row, buffer)?;
             check_lengths(dataset, index, buffer)?;
-            let mut outs = pixels.chunks_exact_mut(image_bytes);
-            let images = buffer.images.iter().zip(&mut outs);
-            Ok(images.map(|(home, out)| reader.copy_image(row, &buffer.id, home, out)).collect::<Result<(), _>>()?)
+            let mut images = buffer.images.iter().zip(pixels.chunks_exact_mut(image_bytes));
+            Ok(images.try_for_each(|(home, out)| reader.copy_image(row, &buffer.id, home, out))?)
         })?;
         let (start, end) = (self.end, self.end + expanded_length(&buffer.lengths(), spec) as usize);
         let columns = 4 * start..4 * end;
@@ -343,11 +342,7 @@ pub(crate) fn probe(dataset: &Dataset, index: u64) -> Result<(), DatasetError> {
         dataset.read_with(index, |reader, row| {
             reader.read_row(row, buffer)?;
             check_lengths(dataset, index, buffer)?;
-            Ok(buffer
-                .images
-                .iter()
-                .map(|home| reader.image(row, &buffer.id, home).map(drop))
-                .collect::<Result<(), _>>()?)
+            Ok(buffer.images.iter().try_for_each(|home| reader.image(row, &buffer.id, home).map(drop))?)
         })
     })
 }

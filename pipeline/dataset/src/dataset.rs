@@ -14,7 +14,7 @@ use crate::health::RecordHealth;
 use crate::pixel_pool::{PixelPool, PooledPixels};
 use crate::recent::Recent;
 use crate::shard_set::ShardSet;
-use crate::units::Units;
+use crate::units::{PartUnits, Units};
 use crate::{Blend, DatasetError, Partition, StepPlan, spec_fingerprint};
 
 /// Largest micro-batch made unless [`Dataset::with_max_batch_bytes`] says otherwise: some 1,500 images of 336 x 336.
@@ -217,7 +217,7 @@ impl Dataset {
         &self,
         spec: &BatchSpec,
         partition: Partition,
-    ) -> Result<(Arc<Vec<Arc<Units>>>, StepPlan), DatasetError> {
+    ) -> Result<(PartUnits, StepPlan), DatasetError> {
         // The sizes first: rows are only planned for a spec that can be served.
         let plan = StepPlan::new(spec, partition, 0)?;
         let num_rows = plan.rows_per_micro();
@@ -384,7 +384,7 @@ impl Dataset {
         }
     }
 
-    fn units(&self, spec: &BatchSpec) -> Result<Arc<Vec<Arc<Units>>>, DatasetError> {
+    fn units(&self, spec: &BatchSpec) -> Result<PartUnits, DatasetError> {
         let plan = |part: &OpenPart| Units::plan(&part.set, spec).map(Arc::new);
         self.plans.get(spec_fingerprint(spec), || self.parts.iter().map(plan).collect())
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use vela_types::{Batch, BatchSpec, Cursor, Position};
 
-use crate::units::Units;
+use crate::units::PartUnits;
 use crate::{Dataset, DatasetError, Partition, StepPlan};
 
 /// Shards of one batch that are opened, and so fetched, at once.
@@ -16,7 +16,7 @@ const OPENED_AT_ONCE: usize = 4;
 pub struct Share {
     dataset: Arc<Dataset>,
     spec: BatchSpec,
-    units: Arc<Vec<Arc<Units>>>,
+    units: PartUnits,
     plan: StepPlan,
 }
 

@@ -3,6 +3,8 @@
 //! Rows are planned once per data set and spec, so every epoch has the same ones in another order: the number of steps does
 //! not change, and any place of any epoch can be looked up.
 
+use std::sync::Arc;
+
 use rayon::prelude::*;
 use vela_shard::RowBuffer;
 use vela_types::{BatchSpec, Fingerprint, PackFault, PackItem, PackLimits};
@@ -11,6 +13,9 @@ use crate::extent::expanded_length;
 use crate::shard_set::ShardSet;
 use crate::windows::WindowOrder;
 use crate::{DatasetError, EpochOrder};
+
+/// The rows of every part of a data set under one spec.
+pub(crate) type PartUnits = Arc<Vec<Arc<Units>>>;
 
 /// The rows that a shard set is made of under a spec.
 #[derive(Debug)]
