@@ -1,9 +1,10 @@
 //! Header and chunks back into a batch, believing nothing.
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use vela_types::{Batch, DType, HostTensor, ImageSpan, SampleSlot};
 
 use crate::batch::{TENSORS, encode_dtype};
+use crate::payload_pool::PayloadPool;
 use crate::reader::Received;
 use crate::spec::decode_position;
 use crate::v1::{self, batch_part::Part};
@@ -22,6 +23,7 @@ const MAX_AXES: usize = 8;
 #[derive(Debug)]
 pub(crate) struct Assembler {
     max_batch_bytes: usize,
+    pool: PayloadPool,
     open: Option<OpenBatch>,
 }
 
@@ -31,7 +33,7 @@ struct OpenBatch {
     header: v1::BatchHeader,
     extents: Vec<TensorExtent>,
     num_bytes: usize,
-    payload: BytesMut,
+    payload: Vec<u8>,
 }
 
 #[derive(Debug)]
@@ -44,7 +46,7 @@ struct TensorExtent {
 impl Assembler {
     /// Refuses batches of more than `max_batch_bytes`.
     pub(crate) fn new(max_batch_bytes: usize) -> Self {
-        Self { max_batch_bytes, open: None }
+        Self { max_batch_bytes, pool: PayloadPool::default(), open: None }
     }
 
     /// Takes a whole part.
@@ -67,7 +69,7 @@ impl Assembler {
     /// A chunk of `num_bytes` for `offset` begins.
     pub(crate) fn open_chunk(&mut self, offset: u64, num_bytes: usize) -> Result<(), WireError> {
         match &mut self.open {
-            Some(open) => open.check_chunk(offset, num_bytes),
+            Some(open) => open.check_chunk(offset, num_bytes, &self.pool),
             None => Err(out_of_order("a header", "a chunk")),
         }
     }
@@ -81,7 +83,8 @@ impl Assembler {
 
     /// The batch under way, once it has all its bytes.
     pub(crate) fn take_complete(&mut self) -> Result<Option<Batch>, WireError> {
-        self.open.take_if(|open| open.payload.len() == open.num_bytes).map(OpenBatch::finish).transpose()
+        let complete = self.open.take_if(|open| open.payload.len() == open.num_bytes);
+        complete.map(|complete| complete.finish(&self.pool)).transpose()
     }
 }
 
@@ -98,14 +101,14 @@ impl OpenBatch {
             WireError::value("header.tensors", format_args!("at most {max_batch_bytes} bytes"), found)
         })?;
         check_counts(&header)?;
-        Ok(Self { header, extents, num_bytes, payload: BytesMut::new() })
+        Ok(Self { header, extents, num_bytes, payload: Vec::new() })
     }
 
     fn expects(&self) -> String {
         format!("a chunk at offset {}", self.payload.len())
     }
 
-    fn check_chunk(&mut self, offset: u64, num_bytes: usize) -> Result<(), WireError> {
+    fn check_chunk(&mut self, offset: u64, num_bytes: usize, pool: &PayloadPool) -> Result<(), WireError> {
         if offset != self.payload.len() as u64 {
             return Err(out_of_order(&self.expects(), &format!("one at {offset}")));
         }
@@ -115,13 +118,13 @@ impl OpenBatch {
         }
         if self.payload.is_empty() {
             // Only now: memory is taken when bytes come, not when a header promises them.
-            self.payload.reserve(self.num_bytes);
+            self.payload = pool.take(self.num_bytes);
         }
         Ok(())
     }
 
-    fn finish(self) -> Result<Batch, WireError> {
-        let mut payload = self.payload.freeze();
+    fn finish(self, pool: &PayloadPool) -> Result<Batch, WireError> {
+        let mut payload = pool.lend(self.payload);
         let mut tensors = self.extents.into_iter().map(|extent| take_tensor(&mut payload, extent));
         let mut next = || tensors.next().unwrap_or(Err(WireError::Missing { field: "header.tensors" }));
         let batch = Batch {

@@ -9,6 +9,7 @@ mod batch;
 mod codec;
 mod error;
 mod info;
+mod payload_pool;
 mod reader;
 mod spec;
 

@@ -21,7 +21,7 @@ pub enum Received {
     /// So many bytes of the payload came.
     Payload(usize),
     /// The last byte of a batch came.
-    Batch(Batch),
+    Batch(Box<Batch>),
 }
 
 /// Reads a stream of `BatchPart` messages in gRPC's framing, cut anywhere. After an error it must be thrown away with its stream.
@@ -61,7 +61,7 @@ impl PartReader {
     pub fn read(&mut self, data: &mut Bytes) -> Result<Option<Received>, WireError> {
         loop {
             if let Some(batch) = self.assembler.take_complete()? {
-                return Ok(Some(Received::Batch(batch)));
+                return Ok(Some(Received::Batch(Box::new(batch))));
             }
             if data.is_empty() {
                 return Ok(None);

@@ -71,7 +71,7 @@ fn read(bytes: Vec<u8>, cuts: &[usize]) -> Result<(Vec<Batch>, usize), WireError
                 Received::Payload(num_bytes) => payload += num_bytes,
                 Received::Batch(batch) => {
                     assert_eq!(payload, announced, "a batch is complete with its last byte");
-                    batches.push(batch);
+                    batches.push(*batch);
                 }
             }
         }

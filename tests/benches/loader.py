@@ -7,7 +7,7 @@ A peer is a script of `peers/`, run by the Python of its own virtual environment
 same number of samples of 3x336x336 u8 pixels, 512 token ids and 512 labels in a temporary folder, read them shuffled and hand out batches of 32. Vela's side is
 `services/loader/examples/loader_throughput.rs`, built here: in process, over loopback from a `loader` process, encrypted, and what bare TCP
 carries. Readers that have workers are run with none, one and two. Competitors run in turn, `repeats` times. It prints one JSON line: medians, minima and maxima in samples per second, medians of CPU
-seconds per gigabyte (all processes of a competitor), and Vela's ratios to the best peer in process and over a network or with workers.
+seconds per gigabyte (all processes of a competitor), and Vela's ratios to the best peer in process, with workers and over a network.
 """
 
 import argparse
@@ -89,8 +89,11 @@ def main() -> None:
     of_peers = {name: rate for name, rate in median.items() if name.rsplit("_", 1)[0] in options.peers}
     if of_peers:
         ratios["in_process_to_best_peer"] = median["vela_in_process"] / max(of_peers.values())
-        elsewhere = {name: rate for name, rate in of_peers.items() if not (name.endswith("_0") and WITH_WORKERS[name[:-2]])}
-        ratios["grpc_to_best_peer_elsewhere"] = median["vela_grpc"] / max(elsewhere.values())
+        kinds = {True: "with_workers", False: "over_a_network"}
+        for has_workers, kind in kinds.items():
+            rates_of_kind = [rate for name, rate in of_peers.items() if WITH_WORKERS[name[:-2]] == has_workers and (not has_workers or name[-1] != "0")]
+            if rates_of_kind:
+                ratios[f"grpc_to_best_peer_{kind}"] = median["vela_grpc"] / max(rates_of_kind)
     costs = {name: statistics.median(values) for name, values in costs.items()}
     print(json.dumps({"rates": result, "cpu_seconds_per_gigabyte": costs, "ratios": ratios}))
 

@@ -192,7 +192,7 @@ impl Pump {
                 let within = self.ledger.receive(num_bytes);
                 within.map_err(|overdraft| self.server().wire_error(overdraft.into()))?;
             }
-            Received::Batch(batch) => self.queue(batch)?,
+            Received::Batch(batch) => self.queue(*batch)?,
         }
         self.count_resident();
         Ok(())

@@ -95,7 +95,7 @@ async fn get_batch(url: &str, request: v1::GetBatchRequest) -> Vec<Batch> {
         let prefix = [&[0], &(message.len() as u32).to_be_bytes()[..]].concat();
         let mut bytes = Bytes::from([prefix, message].concat());
         while let Some(received) = reader.read(&mut bytes).expect("a good part") {
-            batches.extend(if let Received::Batch(batch) = received { Some(batch) } else { None });
+            batches.extend(if let Received::Batch(batch) = received { Some(*batch) } else { None });
         }
     }
     batches
