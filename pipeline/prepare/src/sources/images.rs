@@ -50,7 +50,7 @@ impl From<&fs::Metadata> for Stamp {
 /// A name maps to the file at that very path below the folder; failing that, to the file of which one path is the whole end
 /// of the other, component by component, the longest such end; two equally good files are a fault, and a file that shares
 /// no more than its base name is another image, never a guess. What a name has before a shorter path must be the end of the
-/// folder's own path; see [`Rest`] for names of other machines. A name that leaves the folder is a fault too. Without the
+/// folder's own path; see `Rest` for names of other machines. A name that leaves the folder is a fault too. Without the
 /// folder there is nothing to leave: `..` and absolute names are followed.
 pub struct ImageFolder {
     root: Option<PathBuf>,
