@@ -124,7 +124,9 @@ fn open_with_room(open: impl Fn() -> Result<ShardReader, DatasetError>) -> Resul
     let started = Instant::now();
     loop {
         match open() {
-            Err(DatasetError::Shard(ShardError::CacheFull { .. })) if started.elapsed() < ROOM_PATIENCE => {
+            Err(DatasetError::Shard(ShardError::CacheFull { limit, needed, .. }))
+                if needed <= limit && started.elapsed() < ROOM_PATIENCE =>
+            {
                 close_unused(0);
                 std::thread::sleep(ROOM_PAUSE);
             }

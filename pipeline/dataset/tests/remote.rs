@@ -6,6 +6,7 @@ mod fixture;
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use fixture::{records, settings, write_set, write_set_into};
 use vela_dataset::{DamagePolicy, Dataset, LocalSource, Partition, Share};
@@ -73,26 +74,41 @@ fn files(folder: &Path) -> Vec<(String, u64)> {
     entries.map(|entry| (entry.path().display().to_string(), entry.metadata().expect("a size").len())).collect()
 }
 
-fn epochs(dataset: Dataset, num_epochs: u64) -> Vec<Batch> {
-    let mut source = LocalSource::new(Arc::new(dataset), SPEC, Partition::WHOLE, 1 << 20).expect("a source");
+fn epochs(dataset: Dataset, spec: &BatchSpec, num_epochs: u64) -> Result<Vec<Batch>, String> {
+    let source = LocalSource::new(Arc::new(dataset), spec.clone(), Partition::WHOLE, 1 << 20);
+    let mut source = source.expect("a source");
     let steps = source.steps_per_epoch() * num_epochs;
-    (0..steps).map(|_| source.next_batch().expect("a batch")).collect()
+    (0..steps).map(|_| source.next_batch().map_err(|fault| fault.to_string())).collect()
 }
 
 #[test]
 fn a_cache_much_smaller_than_the_set_serves_whole_epochs() {
+    let windowed = BatchSpec { shuffle_window: 1, ..SPEC };
+    for spec in [SPEC, windowed] {
+        let sets = Sets::new();
+        let small = sets.shard_bytes() * 5 / 2;
+        assert!(
+            epochs(sets.remote(small), &spec, 2).expect("batches") == epochs(sets.local(), &spec, 2).expect("batches")
+        );
+        let held: u64 = files(sets.cache.path()).iter().map(|(_, bytes)| bytes).sum();
+        assert!(held <= small, "{held} of {small} bytes");
+    }
+}
+
+#[test]
+fn a_cache_that_can_hold_no_shard_is_told_at_once_with_the_remedy() {
     let sets = Sets::new();
-    let small = sets.shard_bytes() * 5 / 2;
-    assert_eq!(epochs(sets.remote(small), 2), epochs(sets.local(), 2));
-    let held: u64 = files(sets.cache.path()).iter().map(|(_, bytes)| bytes).sum();
-    assert!(held <= small, "{held} of {small} bytes");
+    let started = Instant::now();
+    let fault = epochs(sets.remote(sets.shard_bytes() / 2), &SPEC, 1).expect_err("no room");
+    assert!(fault.contains("VELA_CACHE_BYTES"), "{fault}");
+    assert!(started.elapsed() < Duration::from_secs(4), "nobody can make room, so nobody is waited for");
 }
 
 #[test]
 fn a_copy_that_rots_is_fetched_again_whatever_the_policy() {
     for policy in [DamagePolicy::Fail, DamagePolicy::Mask, DamagePolicy::Budget(0)] {
         let sets = Sets::new();
-        assert_eq!(epochs(sets.remote(u64::MAX), 1).len(), 5);
+        assert_eq!(epochs(sets.remote(u64::MAX), &SPEC, 1).expect("batches").len(), 5);
         // The middle of a shard is pixels; every copy has lost a bit there.
         for (path, bytes) in files(sets.cache.path()) {
             if bytes + 200 > sets.shard_bytes() {
