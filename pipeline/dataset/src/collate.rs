@@ -80,7 +80,7 @@ pub(crate) struct Rows {
     samples: Vec<SampleSlot>,
 }
 
-/// Collates the slots of each row. Where `health` is kept, a damaged record turns into an empty slot and the rest is done again: rare, and
+/// Collates the slots of each row. Where `health` is kept, damaged records turn into empty slots and the rest is done again: rare, and
 /// the only way that extents stay a function of what is in the batch.
 pub(crate) fn collate(
     dataset: &Dataset,
@@ -89,15 +89,18 @@ pub(crate) fn collate(
     health: Option<&RecordHealth>,
 ) -> Result<Rows, DatasetError> {
     loop {
-        let RowFault { row, slot, fault } = match collate_once(dataset, spec, &rows) {
+        let faults = match collate_once(dataset, spec, &rows) {
             Ok(rows) => return Ok(rows),
-            Err(refused) => refused,
+            Err(faults) => faults,
         };
-        let (Slot::Sample(index), Some(health), true) = (rows[row][slot], health, fault.is_damage()) else {
-            return Err(fault);
-        };
-        health.note_damaged(index, fault)?;
-        rows[row][slot] = Slot::Damaged(index);
+        for RowFault { row, slot, fault } in faults {
+            let (Slot::Sample(index), Some(health), true) = (rows[row][slot], health, fault.is_damage()) else {
+                return Err(fault);
+            };
+            health.note_damaged(index, fault)?;
+            dataset.forget_step_labels();
+            rows[row][slot] = Slot::Damaged(index);
+        }
     }
 }
 
@@ -107,6 +110,9 @@ struct RowFault {
     slot: usize,
     fault: DatasetError,
 }
+
+/// At most one of each row, at least one.
+type RowFaults = Vec<RowFault>;
 
 /// What a row takes of the tensors.
 #[derive(Clone, Copy, Default)]
@@ -146,9 +152,9 @@ struct SampleDone {
     starts: Vec<u32>,
 }
 
-fn collate_once(dataset: &Dataset, spec: &BatchSpec, rows: &[Vec<Slot>]) -> Result<Rows, RowFault> {
+fn collate_once(dataset: &Dataset, spec: &BatchSpec, rows: &[Vec<Slot>]) -> Result<Rows, RowFaults> {
     let extents: Vec<RowExtent> = rows.iter().map(|slots| RowExtent::of(dataset, spec, slots)).collect();
-    check_longest(dataset, spec, rows, &extents)?;
+    check_longest(dataset, spec, rows, &extents).map_err(|fault| vec![fault])?;
     let mut out = Rows::allocate(dataset, &extents);
     let done = out.fill(dataset, spec, rows, &extents)?;
     for (row, (slots, done)) in rows.iter().zip(done).enumerate() {
@@ -197,24 +203,28 @@ impl Rows {
         }
     }
 
-    /// Fills all rows in parallel; the first failing slot comes back with its fault.
+    /// Fills all rows in parallel; the first failing slot of each row comes back with its fault.
     fn fill(
         &mut self,
         dataset: &Dataset,
         spec: &BatchSpec,
         rows: &[Vec<Slot>],
         extents: &[RowExtent],
-    ) -> Result<Vec<Vec<SampleDone>>, RowFault> {
+    ) -> Result<Vec<Vec<SampleDone>>, RowFaults> {
         let parts = self.split_rows(extents, dataset.info().processor.image_shape.num_elements());
         let filled: Vec<Result<Vec<SampleDone>, (usize, DatasetError)>> = parts
             .into_par_iter()
             .zip(rows)
             .map(|(out, slots)| ROW_BUFFER.with_borrow_mut(|buffer| fill_row(dataset, spec, slots, buffer, out)))
             .collect();
-        let named = |(row, done): (usize, Result<_, (usize, DatasetError)>)| {
-            done.map_err(|(slot, fault)| RowFault { row, slot, fault })
-        };
-        filled.into_iter().enumerate().map(named).collect()
+        let (mut done, mut faults) = (Vec::with_capacity(filled.len()), Vec::new());
+        for (row, filled) in filled.into_iter().enumerate() {
+            match filled {
+                Ok(samples) => done.push(samples),
+                Err((slot, fault)) => faults.push(RowFault { row, slot, fault }),
+            }
+        }
+        if faults.is_empty() { Ok(done) } else { Err(faults) }
     }
 
     /// Cuts the tensors into one part per row.

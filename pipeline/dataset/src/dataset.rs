@@ -343,9 +343,16 @@ impl Dataset {
             let number = self.part_number(index);
             (number, self.parts[number].set.locate(index - self.parts[number].first_index).0)
         };
-        // Where damage is counted, all samples of the step are looked at.
-        let places = if self.health.is_some() { plan.step_places(position.step) } else { micro.places };
-        Ok(places.filter_map(|place| epoch.samples_at(place)).flatten().map(shard_of).collect())
+        // Where damage is counted, all samples of the step are looked at once.
+        let step = (spec_fingerprint(spec), position.epoch, position.step);
+        let places = match &self.health {
+            Some(_) if !self.step_labels.has(&step) => plan.step_places(position.step),
+            _ => micro.places,
+        };
+        // A damaged record is not read again.
+        let is_read = |&index: &u64| !self.health.as_ref().is_some_and(|health| health.is_known_damaged(index));
+        let samples = places.filter_map(|place| epoch.samples_at(place)).flatten();
+        Ok(samples.filter(is_read).map(shard_of).collect())
     }
 
     pub(crate) fn open_shard(&self, part: usize, shard: usize) -> Result<(), DatasetError> {
@@ -354,6 +361,11 @@ impl Dataset {
 
     pub(crate) fn is_open(&self, part: usize, shard: usize) -> bool {
         self.parts[part].set.is_open(shard)
+    }
+
+    /// Forgets how many labels steps have: a record that counted turned out damaged.
+    pub(crate) fn forget_step_labels(&self) {
+        self.step_labels.clear();
     }
 
     /// What stands in the row at `place`.
@@ -385,8 +397,12 @@ impl Dataset {
     }
 
     fn units(&self, spec: &BatchSpec) -> Result<PartUnits, DatasetError> {
-        let plan = |part: &OpenPart| Units::plan(&part.set, spec).map(Arc::new);
-        self.plans.get(spec_fingerprint(spec), || self.parts.iter().map(plan).collect())
+        let plan = || self.parts.iter().map(|part| Units::plan(&part.set, spec).map(Arc::new)).collect();
+        match spec.packing {
+            Some(_) => self.plans.get(spec_fingerprint(spec), plan),
+            // Rows that are samples are no plan worth keeping in the place of one.
+            None => plan().map(Arc::new),
+        }
     }
 
     fn blend(&self, units: &[Arc<Units>]) -> Blend {

@@ -1,5 +1,7 @@
 //! Why a batch cannot be made.
 
+use std::sync::Arc;
+
 use vela_shard::ShardError;
 use vela_types::{CursorMismatch, PackFault, PackItem, PackLimits, TensorError};
 
@@ -105,6 +107,9 @@ pub enum DatasetError {
         /// The damage of the record that is one too many.
         source: Box<DatasetError>,
     },
+    /// A shard was found damaged a moment ago, and is not asked for again so soon.
+    #[error(transparent)]
+    StillDamaged(Arc<DatasetError>),
     /// Nothing can be packed so.
     #[error(transparent)]
     Pack(#[from] PackFault),
@@ -143,7 +148,7 @@ pub enum DatasetError {
     #[error(transparent)]
     Tensor(#[from] TensorError),
     /// The operating system gave no thread.
-    #[error("cannot start the prefetch thread")]
+    #[error("cannot start a thread; raise the limit of threads (`ulimit -u`) or free memory")]
     Thread(#[source] std::io::Error),
     /// The prefetch thread ended without a batch or an error.
     #[error("the prefetch thread ended early; this is a defect of Vela")]
@@ -172,7 +177,7 @@ impl DatasetError {
     pub fn is_damage(&self) -> bool {
         match self {
             Self::Shard(fault) => fault.is_damage(),
-            Self::Inconsistent { .. } => true,
+            Self::Inconsistent { .. } | Self::StillDamaged(_) => true,
             _ => false,
         }
     }

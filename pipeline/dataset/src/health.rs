@@ -1,6 +1,7 @@
 //! Which records of a data set can be read, asked once per record: what policies `mask` and `budget` count by.
 
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::collate::probe;
 use crate::{Dataset, DatasetError};
@@ -13,7 +14,7 @@ const DAMAGED: u8 = 2;
 #[derive(Debug)]
 pub(crate) struct RecordHealth {
     states: Vec<AtomicU8>,
-    num_damaged: AtomicU64,
+    num_damaged: Mutex<u64>,
     /// Records that may be damaged before it is an error.
     budget: u64,
 }
@@ -21,21 +22,24 @@ pub(crate) struct RecordHealth {
 impl RecordHealth {
     pub(crate) fn new(num_records: u64, budget: u64) -> Self {
         let states = (0..num_records).map(|_| AtomicU8::new(UNKNOWN)).collect();
-        Self { states, num_damaged: AtomicU64::new(0), budget }
+        Self { states, num_damaged: Mutex::new(0), budget }
     }
 
     /// Notes that record `index` turned out damaged by `fault`.
     ///
     /// # Errors
-    /// If that is one more than the budget allows.
+    /// If the budget is spent. The record is not noted then, so whoever tries again is refused again.
     pub(crate) fn note_damaged(&self, index: u64, fault: DatasetError) -> Result<(), DatasetError> {
-        if self.states[index as usize].swap(DAMAGED, Ordering::Relaxed) != DAMAGED {
-            self.num_damaged.fetch_add(1, Ordering::Relaxed);
+        let mut num_damaged = self.lock();
+        if self.is_known_damaged(index) {
+            return Ok(());
         }
-        match self.num_damaged() <= self.budget {
-            true => Ok(()),
-            false => Err(DatasetError::BudgetSpent { budget: self.budget, source: Box::new(fault) }),
+        if *num_damaged >= self.budget {
+            return Err(DatasetError::BudgetSpent { budget: self.budget, source: Box::new(fault) });
         }
+        *num_damaged += 1;
+        self.states[index as usize].store(DAMAGED, Ordering::Relaxed);
+        Ok(())
     }
 
     pub(crate) fn is_known_damaged(&self, index: u64) -> bool {
@@ -44,19 +48,28 @@ impl RecordHealth {
 
     /// Records found damaged so far.
     pub(crate) fn num_damaged(&self) -> u64 {
-        self.num_damaged.load(Ordering::Relaxed)
+        *self.lock()
     }
 
     /// Whether record `index` of `dataset` can be read; reads it with its pixels the first time.
     pub(crate) fn is_whole(&self, dataset: &Dataset, index: u64) -> Result<bool, DatasetError> {
         if self.state(index) == UNKNOWN {
             match probe(dataset, index) {
-                Ok(()) => self.states[index as usize].store(WHOLE, Ordering::Relaxed),
+                // A batch may have met damage meanwhile, which stays.
+                Ok(()) => self.note_whole(index),
                 Err(fault) if fault.is_damage() => self.note_damaged(index, fault)?,
                 Err(fault) => return Err(fault),
             }
         }
         Ok(!self.is_known_damaged(index))
+    }
+
+    fn note_whole(&self, index: u64) {
+        let _ = self.states[index as usize].compare_exchange(UNKNOWN, WHOLE, Ordering::Relaxed, Ordering::Relaxed);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, u64> {
+        self.num_damaged.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn state(&self, index: u64) -> u8 {

@@ -16,6 +16,9 @@ const MAX_KEPT_OPEN: usize = 512;
 const ROOM_PATIENCE: Duration = Duration::from_secs(5);
 const ROOM_PAUSE: Duration = Duration::from_millis(5);
 
+/// How long a shard whose bytes are damaged is left alone: each look at it may fetch the whole of it, and every record of it asks.
+const DAMAGE_REST: Duration = Duration::from_secs(30);
+
 /// Every slot that was filled with a copy and not emptied again. Of the whole process, as descriptors and caches are.
 static FILLED: Mutex<Vec<Weak<ShardSlot>>> = Mutex::new(Vec::new());
 /// Counts uses, to know the last one of each slot.
@@ -27,6 +30,7 @@ pub(crate) struct ShardSlot {
     /// Whether its store maps copies.
     is_copy: bool,
     open: RwLock<Option<OpenShard>>,
+    damage: Mutex<Option<Damage>>,
     last_used: AtomicU64,
 }
 
@@ -37,9 +41,16 @@ struct OpenShard {
     is_fetched_again: bool,
 }
 
+/// Why a shard could not be opened, and when that was.
+#[derive(Debug)]
+struct Damage {
+    found: Instant,
+    fault: Arc<DatasetError>,
+}
+
 impl ShardSlot {
     pub(crate) fn new(is_copy: bool) -> Arc<Self> {
-        Arc::new(Self { is_copy, open: RwLock::default(), last_used: AtomicU64::new(0) })
+        Arc::new(Self { is_copy, open: RwLock::default(), damage: Mutex::default(), last_used: AtomicU64::new(0) })
     }
 
     /// The reader, opened by `open` if it is not. Where a cache has no room, readers that nobody uses are given up for it.
@@ -54,7 +65,10 @@ impl ShardSlot {
         let mut slot = self.lock();
         match slot.as_ref() {
             Some(open) => Ok(Arc::clone(&open.reader)),
-            None => self.fill(&mut slot, open, false),
+            None => match self.known_damage() {
+                Some(fault) => Err(DatasetError::StillDamaged(fault)),
+                None => self.fill(&mut slot, open, false),
+            },
         }
     }
 
@@ -92,12 +106,30 @@ impl ShardSlot {
         if self.is_copy {
             close_unused(MAX_KEPT_OPEN - 1);
         }
-        let reader = Arc::new(open_with_room(open)?);
+        let reader = Arc::new(open_with_room(open).map_err(|fault| self.remembered(fault))?);
         *slot = Some(OpenShard { reader: Arc::clone(&reader), is_fetched_again });
         if self.is_copy {
             filled().push(Arc::downgrade(self));
         }
         Ok(reader)
+    }
+
+    /// The damage that kept this shard from being opened, if that was not long ago.
+    fn known_damage(&self) -> Option<Arc<DatasetError>> {
+        let damage = self.damage.lock().unwrap_or_else(PoisonError::into_inner);
+        let recent = damage.as_ref().filter(|damage| damage.found.elapsed() < DAMAGE_REST);
+        recent.map(|damage| Arc::clone(&damage.fault))
+    }
+
+    /// `fault`, kept for those who ask next if it is damage.
+    fn remembered(&self, fault: DatasetError) -> DatasetError {
+        if !fault.is_damage() {
+            return fault;
+        }
+        let fault = Arc::new(fault);
+        let damage = Damage { found: Instant::now(), fault: Arc::clone(&fault) };
+        *self.damage.lock().unwrap_or_else(PoisonError::into_inner) = Some(damage);
+        DatasetError::StillDamaged(fault)
     }
 
     /// Closes the reader unless somebody has it; false if it stays open.
@@ -127,8 +159,10 @@ fn open_with_room(open: impl Fn() -> Result<ShardReader, DatasetError>) -> Resul
             Err(DatasetError::Shard(ShardError::CacheFull { limit, needed, .. }))
                 if needed <= limit && started.elapsed() < ROOM_PATIENCE =>
             {
-                close_unused(0);
-                std::thread::sleep(ROOM_PAUSE);
+                // One at a time: those used last may be what a batch is about to read.
+                if !close_oldest() {
+                    std::thread::sleep(ROOM_PAUSE);
+                }
             }
             opened => return opened,
         }
@@ -138,21 +172,38 @@ fn open_with_room(open: impl Fn() -> Result<ShardReader, DatasetError>) -> Resul
 /// Closes the readers that were not used for longest until no more than `num_kept` are open, or all that are left are being used.
 fn close_unused(num_kept: usize) {
     let mut filled = filled();
-    if filled.len() <= num_kept {
-        return;
+    if filled.len() > num_kept {
+        let excess = slots_by_use(&filled).len().saturating_sub(num_kept);
+        close_some(&mut filled, excess);
     }
+}
+
+/// Closes the reader that was not used for longest of those that nobody uses; false if there is none.
+fn close_oldest() -> bool {
+    close_some(&mut filled(), 1)
+}
+
+/// Closes at most `most` readers that nobody uses, the longest unused first; false if there was none.
+fn close_some(filled: &mut Vec<Weak<ShardSlot>>, most: usize) -> bool {
+    let mut num_closed = 0;
+    let mut slots = slots_by_use(filled);
+    slots.retain(|slot| {
+        let is_closed = num_closed < most && slot.close_if_unused();
+        num_closed += usize::from(is_closed);
+        !is_closed
+    });
+    *filled = slots.iter().map(Arc::downgrade).collect();
+    num_closed > 0
+}
+
+/// Each slot once, the longest unused first.
+fn slots_by_use(filled: &[Weak<ShardSlot>]) -> Vec<Arc<ShardSlot>> {
     let mut slots: Vec<Arc<ShardSlot>> = filled.iter().filter_map(Weak::upgrade).collect();
     slots.sort_by_key(Arc::as_ptr);
     slots.dedup_by(|slot, other| Arc::ptr_eq(slot, other));
     // Asked once per slot: others use them meanwhile.
     slots.sort_by_cached_key(|slot| slot.last_used.load(Ordering::Relaxed));
-    let mut num_open = slots.len();
-    slots.retain(|slot| {
-        let is_closed = num_open > num_kept && slot.close_if_unused();
-        num_open -= usize::from(is_closed);
-        !is_closed
-    });
-    *filled = slots.iter().map(Arc::downgrade).collect();
+    slots
 }
 
 fn filled() -> MutexGuard<'static, Vec<Weak<ShardSlot>>> {

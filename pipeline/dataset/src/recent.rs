@@ -28,6 +28,11 @@ impl<K: PartialEq, V, const N: usize> Recent<K, V, N> {
         }
     }
 
+    /// Forgets all values.
+    pub(crate) fn clear(&self) {
+        lock(&self.entries).clear();
+    }
+
     /// Whether the value of `key` is kept and made.
     pub(crate) fn has(&self, key: &K) -> bool {
         let slot = lock(&self.entries).iter().find(|(kept, _)| kept == key).map(|(_, slot)| Arc::clone(slot));

@@ -65,15 +65,17 @@ impl Units {
         let base = BaseOrder::new(set, spec);
         let mut rows = PackedRows { starts: vec![0], samples: Vec::with_capacity(set.num_records() as usize) };
         let mut groups = Vec::with_capacity(base.windows.len());
+        // Threads of its own: batches are collated on the common ones, and a long plan would hold them all up.
+        let planners = rayon::ThreadPoolBuilder::new().thread_name(|_| "vela-plan".to_owned()).build();
+        let planners = planners.map_err(|fault| DatasetError::Thread(std::io::Error::other(fault)))?;
         for window in &base.windows {
             let firsts: Vec<u64> = window.clone().step_by(limits.window as usize).collect();
             let before = rows.num_rows();
-            let plans: Result<Vec<_>, (PackFault, Vec<u64>)> = firsts
-                .into_par_iter()
-                .map(|first| {
-                    pack_places(set, spec, limits, &base, first..window.end.min(first + u64::from(limits.window)))
-                })
-                .collect();
+            let pack = |first: u64| {
+                pack_places(set, spec, limits, &base, first..window.end.min(first + u64::from(limits.window)))
+            };
+            let plans: Result<Vec<_>, (PackFault, Vec<u64>)> =
+                planners.install(|| firsts.into_par_iter().map(pack).collect());
             // A record is read for its name here, not on the threads that pack: its shard may have to be fetched.
             let plans = plans.map_err(|(fault, indices)| named(set, &indices, fault))?;
             plans.into_iter().flatten().for_each(|row| rows.push(&row));

@@ -118,6 +118,8 @@ impl Case<'_> {
                         self.name
                     );
                     assert!(told(&fault).contains(message), "{}: {}", self.name, told(&fault));
+                    let again = batch(&dataset, index).expect_err("refused once, refused again");
+                    assert!(matches!(again, DatasetError::BudgetSpent { .. }), "{}: {}", self.name, told(&again));
                 }
             }
         }

@@ -135,6 +135,41 @@ fn a_copy_that_rots_is_fetched_again_whatever_the_policy() {
 }
 
 #[test]
+fn an_object_that_is_damaged_is_not_fetched_for_every_record_of_it() {
+    for policy in [DamagePolicy::Fail, DamagePolicy::Mask] {
+        let sets = Sets::new();
+        let mut content = sets.server.objects("set/")["shard-00003.parquet"].clone();
+        content[60] ^= 1;
+        sets.server.put("set/shard-00003.parquet", content);
+        let dataset = Arc::new(sets.remote(u64::MAX).with_damage_policy(policy));
+        let share = Share::new(Arc::clone(&dataset), SPEC, Partition::WHOLE).expect("a good spec");
+        sets.server.take_requests();
+        for epoch in 0..3 {
+            for step in 0..share.plan().steps_per_epoch() {
+                let position = Position { epoch, step, micro: 0 };
+                share.open_shards(position).expect("damage is the batch's");
+                let made = share.batch(position);
+                assert!(made.is_ok() || policy == DamagePolicy::Fail, "{made:?}");
+            }
+        }
+        assert_eq!(dataset.num_damaged(), if policy == DamagePolicy::Fail { 0 } else { ROWS_PER_SHARD as u64 });
+        let fetched = sets.server.count_requests("GET", "shard-00003");
+        assert!((1..=2).contains(&fetched), "fetched {fetched} times under {policy:?}: twice is to be sure");
+    }
+}
+
+#[test]
+fn a_cache_that_holds_a_window_fetches_each_shard_once_an_epoch() {
+    let sets = Sets::new();
+    let dataset = sets.remote(sets.shard_bytes() * 7 / 2);
+    let windowed = BatchSpec { shuffle_window: 1, ..SPEC };
+    sets.server.take_requests();
+    epochs(dataset, &windowed, 2).expect("batches");
+    let fetched = sets.server.count_requests("GET", ".parquet");
+    assert!((10..=22).contains(&fetched), "ten shards, two epochs, fetched {fetched} times");
+}
+
+#[test]
 fn shards_are_opened_before_their_batch_and_only_once() {
     let sets = Sets::new();
     let share = Share::new(Arc::new(sets.remote(u64::MAX)), SPEC, Partition::WHOLE).expect("a good spec");

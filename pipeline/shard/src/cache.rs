@@ -18,7 +18,7 @@ use crate::store::PARTIAL_SUFFIX;
 pub struct CacheSettings {
     /// The folder, made when it is needed. Several processes and several shard sets may share it.
     pub folder: PathBuf,
-    /// Bytes of all files in it. Files that no process has open make room, the longest unused first.
+    /// Bytes of all copies in it. Copies that no process has open make room, the longest unused first.
     pub limit_bytes: u64,
 }
 
@@ -52,7 +52,6 @@ impl Cache {
             metrics::counter!("vela_cache_hits_total").increment(1);
             return Ok(copy);
         }
-        metrics::counter!("vela_cache_misses_total").increment(1);
         let folder = &self.settings.folder;
         fs::create_dir_all(folder).map_err(at(folder, "create the folder"))?;
         let _making = self.lock(&format!("{LOCK_PREFIX}{:02}", entry.checksum.0[0] % NUM_LOCKS))?;
@@ -66,6 +65,7 @@ impl Cache {
             if found == entry.checksum
                 && let Some(copy) = self.find(entry)?
             {
+                metrics::counter!("vela_cache_misses_total").increment(1);
                 return Ok(copy);
             }
             tracing::warn!(path, expected = %entry.checksum, %found, "a copy has another checksum and was thrown away");
@@ -165,15 +165,16 @@ impl Cache {
         }
     }
 
-    /// Path, size and last use of every copy, finished or not.
+    /// Path, size and last use of every copy, finished or not. Other files of the folder are nobody's business here: they may have no
+    /// remote.
     fn files(&self) -> Result<Vec<(PathBuf, u64, SystemTime)>, ShardError> {
         let folder = &self.settings.folder;
         let mut files = Vec::new();
         for entry in fs::read_dir(folder).map_err(at(folder, "list"))? {
             let entry = entry.map_err(at(folder, "list"))?;
-            let is_lock = entry.file_name().to_string_lossy().starts_with(LOCK_PREFIX);
+            let is_copy = is_copy_name(&entry.file_name().to_string_lossy());
             match entry.metadata() {
-                Ok(data) if data.is_file() && !is_lock => {
+                Ok(data) if data.is_file() && is_copy => {
                     files.push((entry.path(), data.len(), data.modified().unwrap_or(SystemTime::UNIX_EPOCH)));
                 }
                 // Removed by another process since it was listed.
@@ -192,6 +193,12 @@ impl Cache {
         file.lock().map_err(at(&path, "lock"))?;
         Ok(file)
     }
+}
+
+/// True of `HEX` and `HEX.partial`, of 64 lower-case hexadecimal digits.
+fn is_copy_name(name: &str) -> bool {
+    let hex = name.strip_suffix(PARTIAL_SUFFIX).unwrap_or(name);
+    hex.len() == 64 && hex.bytes().all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f'))
 }
 
 /// False if somebody has the file open.

@@ -125,3 +125,21 @@ fn the_cache_keeps_its_bound_and_what_is_in_use() {
     let held: u64 = [second, third].iter().map(|entry| entry.bytes).sum();
     assert!(held <= tight.cache.limit_bytes);
 }
+
+#[test]
+fn making_room_removes_copies_and_nothing_else() {
+    let server = S3Server::start();
+    let (manifest, _) = set(&server);
+    let cache = tempfile::tempdir().expect("a folder");
+    let foreign =
+        ["shard-00000.parquet", "notes.txt", "0123abcd", "0123abcd.partial"].map(|name| cache.path().join(name));
+    foreign.iter().for_each(|path| fs::write(path, [7; 5000]).expect("a file"));
+    let mut tight = options(&server, cache.path());
+    tight.cache.limit_bytes = manifest.shards.iter().map(|shard| shard.bytes).max().expect("shards");
+    let store = RemoteStore::open(&server.url("set"), &tight).expect("a store");
+    for entry in &manifest.shards {
+        ShardReader::open(&store, entry).expect("room for one");
+    }
+    assert!(foreign.iter().all(|path| fs::read(path).expect("left alone") == [7; 5000]));
+    assert_eq!(copies(cache.path()).len(), foreign.len() + 1);
+}
