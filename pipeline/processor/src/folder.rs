@@ -3,16 +3,18 @@
 //! Canonical means that the tokenizer's files name `<image>` as a special token; files that already do are kept byte
 //! for byte. So a saved processor loads to the same fingerprint, here and elsewhere.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::io;
 use std::path::Path;
 
+use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 use vela_types::{Fingerprint, IMAGE_MARK};
 
 use crate::settings::SETTINGS_FILE;
 use crate::tiktoken::{self, Family, LLAMA3_FILE, QWEN_FILE};
+use crate::token_ids::{TokenIds, TokenizerTables};
 use crate::{ProcessorError, ProcessorOptions, settings::Settings};
 
 pub(crate) const TOKENIZER_FILE: &str = "tokenizer.json";
@@ -91,8 +93,19 @@ impl Folder {
 
     /// A file as JSON; null if the folder has none.
     pub(crate) fn json(&self, name: &'static str) -> Result<Value, ProcessorError> {
-        let Some(content) = self.get(name) else { return Ok(Value::Null) };
-        serde_json::from_slice(content).map_err(|source| ProcessorError::Json { file: name.into(), source })
+        Ok(self.parse(name)?.unwrap_or_default())
+    }
+
+    /// The tokens of `vocab.json`.
+    pub(crate) fn vocab(&self) -> Result<HashMap<String, u32>, ProcessorError> {
+        Ok(self.parse(VOCAB_FILE)?.unwrap_or_default())
+    }
+
+    /// A JSON file; `None` if the folder has none.
+    fn parse<T: DeserializeOwned>(&self, name: &'static str) -> Result<Option<T>, ProcessorError> {
+        let Some(content) = self.get(name) else { return Ok(None) };
+        let parsed = serde_json::from_slice(content).map(Some);
+        parsed.map_err(|source| ProcessorError::Json { file: name.into(), source })
     }
 
     /// blake3 over a version tag, then for each file in name order its name and content, then each of `settings`;
@@ -159,11 +172,11 @@ impl Folder {
 
     /// Adds `<image>` at the next free id to the files that list added tokens, unless the tokenizer knows it.
     fn declare_image_token(&mut self) -> Result<(), ProcessorError> {
-        let tokens = self.token_ids()?;
-        if tokens.contains_key(IMAGE_MARK) {
+        let ids = self.token_ids()?;
+        if ids.knows_image {
             return Ok(());
         }
-        let id = tokens.values().max().map_or(0, |id| id + 1);
+        let id = ids.next();
         let flags = json!({
             "content": IMAGE_MARK, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false,
             "special": true,
@@ -191,27 +204,15 @@ impl Folder {
         Ok(())
     }
 
-    /// Every token the files name, added ones included, with its id.
-    fn token_ids(&self) -> Result<BTreeMap<String, u64>, ProcessorError> {
-        let tokenizer = self.json(TOKENIZER_FILE)?;
-        let (vocab, config) = (self.json(VOCAB_FILE)?, self.json(TOKENIZER_CONFIG_FILE)?);
-        let mut ids = BTreeMap::new();
-        let mut take = |token: &str, id: Option<u64>| _ = id.map(|id| ids.insert(token.to_owned(), id));
-        for table in [&vocab, &self.json(ADDED_TOKENS_FILE)?, &tokenizer["model"]["vocab"]] {
-            // A unigram model lists pairs; their position is the id.
-            match table {
-                Value::Object(table) => table.iter().for_each(|(token, id)| take(token, id.as_u64())),
-                Value::Array(pieces) => pieces.iter().enumerate().for_each(|(id, piece)| {
-                    take(piece[0].as_str().unwrap_or_default(), Some(id as u64));
-                }),
-                _ => {}
-            }
+    /// The ids of every token that the files name, added ones included.
+    fn token_ids(&self) -> Result<TokenIds, ProcessorError> {
+        let mut ids = self.parse::<TokenizerTables>(TOKENIZER_FILE)?.unwrap_or_default().ids();
+        for file in [VOCAB_FILE, ADDED_TOKENS_FILE] {
+            ids.join(&self.parse(file)?.unwrap_or_default());
         }
-        for token in tokenizer["added_tokens"].as_array().into_iter().flatten() {
-            take(token["content"].as_str().unwrap_or_default(), token["id"].as_u64());
-        }
+        let config = self.json(TOKENIZER_CONFIG_FILE)?;
         for (id, token) in config["added_tokens_decoder"].as_object().into_iter().flatten() {
-            take(token["content"].as_str().unwrap_or_default(), id.parse().ok());
+            ids.take(token["content"].as_str().unwrap_or_default(), id.parse().ok());
         }
         Ok(ids)
     }

@@ -18,6 +18,7 @@ mod settings;
 mod spans;
 mod template;
 mod tiktoken;
+mod token_ids;
 mod tokenizer;
 mod train;
 

@@ -9,14 +9,10 @@ use std::collections::HashSet;
 
 use serde_json::{Map, Value, json};
 use tokenizers::models::bpe::{BPE, Vocab};
-use tokenizers::normalizers::unicode::NFC;
-use tokenizers::pre_tokenizers::byte_level::ByteLevel;
-use tokenizers::pre_tokenizers::sequence::Sequence;
-use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
-use tokenizers::{AddedToken, PreTokenizerWrapper, SplitDelimiterBehavior, Tokenizer};
+use tokenizers::{AddedToken, Tokenizer};
 
 use crate::ProcessorError;
-use crate::tokenizer::QWEN2_SPLIT;
+use crate::tokenizer::{QWEN2_SPLIT, byte_level_tokenizer};
 
 pub(crate) const QWEN_FILE: &str = "qwen.tiktoken";
 pub(crate) const LLAMA3_FILE: &str = "tokenizer.model";
@@ -112,17 +108,7 @@ impl Family {
         let merges = merges(&ranks).into_iter().map(|(left, right)| (spell(left), spell(right))).collect();
         let vocab: Vocab = (0..).zip(&ranks).map(|(id, token)| (spell(token), id)).collect();
         let model = BPE::builder().vocab_and_merges(vocab, merges).ignore_merges(true).build().map_err(fault)?;
-        let split = Split::new(SplitPattern::Regex(self.split.into()), SplitDelimiterBehavior::Isolated, false);
-        let bytes = ByteLevel::new(false, true, false);
-        let stages: Vec<PreTokenizerWrapper> = vec![split.map_err(fault)?.into(), bytes.into()];
-        let mut tokenizer = Tokenizer::new(model);
-        if self.composes {
-            tokenizer.with_normalizer(Some(NFC)).map_err(fault)?;
-        }
-        tokenizer.with_pre_tokenizer(Some(Sequence::new(stages)));
-        tokenizer.with_decoder(Some(ByteLevel::default()));
-        tokenizer.add_tokens(added.iter().cloned()).map_err(fault)?;
-        Ok(tokenizer)
+        byte_level_tokenizer(model, self.split, self.composes, added).map_err(fault)
     }
 }
 
@@ -208,6 +194,8 @@ pub(crate) fn byte_letters() -> [char; 256] {
 
 #[cfg(test)]
 mod tests {
+    use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+
     use super::*;
 
     #[test]

@@ -2,15 +2,20 @@
 
 use std::ops::Range;
 
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
+use tokenizers::models::bpe::{BPE, Vocab};
+use tokenizers::normalizers::unicode::NFC;
+use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+use tokenizers::pre_tokenizers::sequence::Sequence;
+use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::{
-    AddedToken, Encoding, Model, Normalizer, OffsetType, PostProcessorWrapper, PreTokenizedString, PreTokenizer, Token,
-    Tokenizer,
+    AddedToken, Encoding, Model, Normalizer, OffsetType, PostProcessorWrapper, PreTokenizedString, PreTokenizer,
+    PreTokenizerWrapper, SplitDelimiterBehavior, Token, Tokenizer,
 };
 use vela_types::IMAGE_MARK;
 
 use crate::byte_level::ByteLevelBpe;
-use crate::folder::{Folder, MERGES_FILE, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, VOCAB_FILE};
+use crate::folder::{Folder, MERGES_FILE, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE};
 use crate::{ProcessorError, Rendered};
 
 /// How Qwen2's tokenizer cuts text before merging bytes (`Qwen2Tokenizer` in transformers).
@@ -57,10 +62,7 @@ impl TextTokenizer {
         let mut tokenizer = match (folder.get(TOKENIZER_FILE), folder.tiktoken()) {
             (Some(text), _) => Tokenizer::from_bytes(text).map_err(fault)?,
             (None, Some((family, content))) => family.tokenizer(content, &declared_tokens(folder)?)?,
-            (None, None) => {
-                let text = qwen2_tokenizer(folder)?.to_string();
-                Tokenizer::from_bytes(text).map_err(fault)?
-            }
+            (None, None) => qwen2_tokenizer(folder)?,
         };
         // All that it could still do is to take the blanks off tokens' spans, and so the label off a token of blanks.
         tokenizer.with_post_processor(None::<PostProcessorWrapper>);
@@ -252,8 +254,8 @@ fn check_declared_ids(folder: &Folder, tokenizer: &Tokenizer) -> Result<(), Proc
     Ok(())
 }
 
-/// What `tokenizer.json` would hold for Qwen2's `vocab.json` and `merges.txt`.
-fn qwen2_tokenizer(folder: &Folder) -> Result<Value, ProcessorError> {
+/// Qwen2's tokenizer of `vocab.json` and `merges.txt`.
+fn qwen2_tokenizer(folder: &Folder) -> Result<Tokenizer, ProcessorError> {
     let config = folder.json(TOKENIZER_CONFIG_FILE)?;
     let class = config["tokenizer_class"].as_str().unwrap_or_default();
     if !matches!(class, "Qwen2Tokenizer" | "Qwen2TokenizerFast") {
@@ -264,30 +266,39 @@ fn qwen2_tokenizer(folder: &Folder) -> Result<Value, ProcessorError> {
             found: class.into(),
         });
     }
-    Ok(json!({
-        "version": "1.0",
-        "added_tokens": added_tokens(&config),
-        "normalizer": { "type": "NFC" },
-        "pre_tokenizer": { "type": "Sequence", "pretokenizers": [
-            { "type": "Split", "pattern": { "Regex": QWEN2_SPLIT }, "behavior": "Isolated", "invert": false },
-            { "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false },
-        ] },
-        "decoder": { "type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true },
-        "model": {
-            "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": "",
-            "end_of_word_suffix": "", "fuse_unk": false, "byte_fallback": false, "ignore_merges": false,
-            "vocab": folder.json(VOCAB_FILE)?, "merges": merges(folder)?,
-        },
-    }))
+    let vocab: Vocab = folder.vocab()?.into_iter().collect();
+    let fault = |source| ProcessorError::tokenizer("building it from `vocab.json` and `merges.txt`", source);
+    let model = BPE::builder().vocab_and_merges(vocab, merges(folder)?).build().map_err(fault)?;
+    byte_level_tokenizer(model, QWEN2_SPLIT, true, &declared_tokens(folder)?).map_err(fault)
+}
+
+/// A tokenizer that cuts text by the pattern `split`, after composing it (NFC) if it `composes`, and merges bytes by `model`; `added` are
+/// its added tokens, by id.
+pub(crate) fn byte_level_tokenizer(
+    model: BPE,
+    split: &str,
+    composes: bool,
+    added: &[AddedToken],
+) -> tokenizers::Result<Tokenizer> {
+    let split = Split::new(SplitPattern::Regex(split.into()), SplitDelimiterBehavior::Isolated, false)?;
+    let stages: Vec<PreTokenizerWrapper> = vec![split.into(), ByteLevel::new(false, true, false).into()];
+    let mut tokenizer = Tokenizer::new(model);
+    if composes {
+        tokenizer.with_normalizer(Some(NFC))?;
+    }
+    tokenizer.with_pre_tokenizer(Some(Sequence::new(stages)));
+    tokenizer.with_decoder(Some(ByteLevel::default()));
+    tokenizer.add_tokens(added.iter().cloned())?;
+    Ok(tokenizer)
 }
 
 /// Pairs of `merges.txt`: one per line, parts split by a space, after an optional `#version` line.
-fn merges(folder: &Folder) -> Result<Vec<[String; 2]>, ProcessorError> {
+fn merges(folder: &Folder) -> Result<Vec<(String, String)>, ProcessorError> {
     let text = String::from_utf8_lossy(folder.get(MERGES_FILE).unwrap_or_default()).into_owned();
     let lines = text.lines().enumerate().filter(|(_, line)| !line.is_empty() && !line.starts_with("#version"));
     lines
         .map(|(index, line)| {
-            let pair = line.split_once(' ').map(|(left, right)| [left.to_owned(), right.to_owned()]);
+            let pair = line.split_once(' ').map(|(left, right)| (left.to_owned(), right.to_owned()));
             pair.ok_or_else(|| ProcessorError::Setting {
                 file: MERGES_FILE,
                 key: format!("line {}", index + 1),
