@@ -122,16 +122,17 @@ struct RowExtent {
 }
 
 impl RowExtent {
-    fn of(dataset: &Dataset, spec: &BatchSpec, slots: &[Slot]) -> Self {
+    /// A slot whose lengths cannot be read comes back with the fault.
+    fn of(dataset: &Dataset, spec: &BatchSpec, slots: &[Slot]) -> Result<Self, (usize, DatasetError)> {
         let mut extent = Self::default();
-        for slot in slots {
+        for (number, slot) in slots.iter().enumerate() {
             if let Slot::Sample(index) = *slot {
-                let lengths = dataset.lengths(index);
+                let lengths = dataset.lengths(index).map_err(|fault| (number, fault))?;
                 extent.columns += expanded_length(&lengths, spec);
                 extent.num_images += lengths.num_images as usize;
             }
         }
-        extent
+        Ok(extent)
     }
 }
 
@@ -153,7 +154,7 @@ struct SampleDone {
 }
 
 fn collate_once(dataset: &Dataset, spec: &BatchSpec, rows: &[Vec<Slot>]) -> Result<Rows, RowFaults> {
-    let extents: Vec<RowExtent> = rows.iter().map(|slots| RowExtent::of(dataset, spec, slots)).collect();
+    let extents = of_rows(rows.iter().map(|slots| RowExtent::of(dataset, spec, slots)))?;
     check_longest(dataset, spec, rows, &extents).map_err(|fault| vec![fault])?;
     let mut out = Rows::allocate(dataset, &extents);
     let done = out.fill(dataset, spec, rows, &extents)?;
@@ -161,6 +162,18 @@ fn collate_once(dataset: &Dataset, spec: &BatchSpec, rows: &[Vec<Slot>]) -> Resu
         out.describe(row as u32, slots, done);
     }
     Ok(out)
+}
+
+/// One result per row, or the faults by their rows and slots.
+fn of_rows<T>(rows: impl IntoIterator<Item = Result<T, (usize, DatasetError)>>) -> Result<Vec<T>, RowFaults> {
+    let (mut done, mut faults) = (Vec::new(), Vec::new());
+    for (row, filled) in rows.into_iter().enumerate() {
+        match filled {
+            Ok(filled) => done.push(filled),
+            Err((slot, fault)) => faults.push(RowFault { row, slot, fault }),
+        }
+    }
+    if faults.is_empty() { Ok(done) } else { Err(faults) }
 }
 
 /// Refuses a batch with a row that exceeds the spec, by the name of a sample that does. A packed row fits by its plan.
@@ -172,14 +185,15 @@ fn check_longest(
 ) -> Result<(), RowFault> {
     let is_too_long = |extent: &RowExtent| extent.columns > u64::from(spec.max_length);
     let Some(row) = extents.iter().position(is_too_long) else { return Ok(()) };
-    let length = |slot: &Slot| match *slot {
-        Slot::Sample(index) => expanded_length(&dataset.lengths(index), spec),
-        Slot::Damaged(_) | Slot::Padding => 0,
-    };
-    let longest = rows[row].iter().enumerate().max_by_key(|(_, slot)| length(slot));
+    let mut longest = None;
+    for (slot, sample) in rows[row].iter().enumerate() {
+        let Slot::Sample(index) = *sample else { continue };
+        let lengths = dataset.lengths(index).map_err(|fault| RowFault { row, slot, fault })?;
+        longest = longest.max(Some((expanded_length(&lengths, spec), slot, index)));
+    }
     match longest {
-        Some((slot, &Slot::Sample(index))) => Err(RowFault { row, slot, fault: dataset.too_long(spec, index) }),
-        _ => Ok(()),
+        Some((_, slot, index)) => Err(RowFault { row, slot, fault: dataset.too_long(spec, index) }),
+        None => Ok(()),
     }
 }
 
@@ -217,14 +231,7 @@ impl Rows {
             .zip(rows)
             .map(|(out, slots)| ROW_BUFFER.with_borrow_mut(|buffer| fill_row(dataset, spec, slots, buffer, out)))
             .collect();
-        let (mut done, mut faults) = (Vec::with_capacity(filled.len()), Vec::new());
-        for (row, filled) in filled.into_iter().enumerate() {
-            match filled {
-                Ok(samples) => done.push(samples),
-                Err((slot, fault)) => faults.push(RowFault { row, slot, fault }),
-            }
-        }
-        if faults.is_empty() { Ok(done) } else { Err(faults) }
+        of_rows(filled)
     }
 
     /// Cuts the tensors into one part per row.
@@ -315,7 +322,7 @@ impl RowWriter<'_> {
         let Self { dataset, spec, .. } = *self;
         let processor = &dataset.info().processor;
         let image_bytes = processor.image_shape.num_elements();
-        let pixels = self.out.pixels.split_off_mut(..dataset.lengths(index).num_images as usize * image_bytes);
+        let pixels = self.out.pixels.split_off_mut(..dataset.lengths(index)?.num_images as usize * image_bytes);
         let pixels = pixels.expect("allocated for these images");
         dataset.read_with(index, |reader, row| {
             reader.read_row(row, buffer)?;
@@ -361,7 +368,7 @@ pub(crate) fn probe(dataset: &Dataset, index: u64) -> Result<(), DatasetError> {
 fn check_lengths(dataset: &Dataset, index: u64, buffer: &RowBuffer) -> Result<(), DatasetError> {
     let image_token = dataset.info().processor.image_token_id;
     let num_marks = buffer.input_ids.iter().filter(|&&id| id == image_token).count();
-    let (expected, found) = (dataset.lengths(index), buffer.lengths());
+    let (expected, found) = (dataset.lengths(index)?, buffer.lengths());
     if expected == found && num_marks == buffer.images.len() {
         return Ok(());
     }

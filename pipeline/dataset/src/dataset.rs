@@ -45,6 +45,16 @@ pub struct Dataset {
     step_labels: Recent<(Fingerprint, u64, u64), u64, KEPT_STEPS>,
 }
 
+/// The rows of a spec, planned, and how one rank's steps are cut from them.
+#[derive(Clone, Debug)]
+pub(crate) struct PlannedRows {
+    pub(crate) spec: BatchSpec,
+    /// [`spec_fingerprint`] of `spec`: what every batch would hash again.
+    pub(crate) name: Fingerprint,
+    units: PartUnits,
+    pub(crate) plan: StepPlan,
+}
+
 #[derive(Debug)]
 struct OpenPart {
     set: ShardSet,
@@ -69,9 +79,10 @@ pub struct Provenance {
 }
 
 impl Dataset {
-    /// Opens the shard set at a path or a url (`file://`, `s3://`, `gs://`, `az://`): verifies its manifest and lengths
-    /// index and that every shard is there in its full size. Shards are mapped, and their rows verified, as they are read;
-    /// a remote shard is first copied into the local cache, and the copy verified.
+    /// Opens the shard set at a path or a url (`file://`, `s3://`, `gs://`, `az://`): verifies its manifest, the sums of its lengths
+    /// index, and that every shard is there in its full size; nothing is read per record. Lengths are verified block by block as they
+    /// are read. Shards are mapped, and their rows verified, as they are read; a remote file is first copied into the
+    /// local cache, and the copy verified.
     pub fn open(url: &str) -> Result<Self, DatasetError> {
         Self::open_in(url, open_store(url)?)
     }
@@ -96,7 +107,7 @@ impl Dataset {
         let mut first_index = 0;
         let mut parts = Vec::with_capacity(sets.len());
         for (set, weight) in sets {
-            profile.add(&set.profile, first_index, weight.most_copies());
+            profile.add(set.length_groups(), first_index, weight.most_copies());
             let num_records = set.num_records();
             parts.push(OpenPart { set, weight, first_index });
             first_index += num_records;
@@ -149,10 +160,10 @@ impl Dataset {
         self.health.as_ref().map_or(0, RecordHealth::num_damaged)
     }
 
-    /// The lengths of record `index`, without reading it. Panics past the last record.
-    pub fn lengths(&self, index: u64) -> RecordLengths {
-        let part = self.part_of(index);
-        part.set.lengths(index - part.first_index)
+    /// The lengths of record `index`, without reading it.
+    pub fn lengths(&self, index: u64) -> Result<RecordLengths, DatasetError> {
+        let (part, index) = self.locate(index)?;
+        part.set.lengths(index)
     }
 
     /// Reads record `index`; pixels are slices of the mapped shard.
@@ -170,7 +181,7 @@ impl Dataset {
         Ok(Provenance { shards: part.set.url().to_owned(), file, row, id, source })
     }
 
-    /// Compares every byte of every shard with its manifest.
+    /// Compares every byte of every lengths index and shard with its manifest.
     pub fn verify(&self) -> Result<(), DatasetError> {
         self.parts.iter().try_for_each(|part| part.set.verify())
     }
@@ -181,12 +192,20 @@ impl Dataset {
     /// # Errors
     /// If a sample fits no packed row.
     pub fn epoch(&self, spec: &BatchSpec, epoch: u64) -> Result<Arc<EpochRows>, DatasetError> {
-        let units = self.units(spec)?;
-        self.epoch_of(spec, &units, epoch)
+        let name = spec_fingerprint(spec);
+        let units = self.units(spec, name)?;
+        self.epoch_of(spec, name, &units, epoch)
     }
 
-    fn epoch_of(&self, spec: &BatchSpec, units: &[Arc<Units>], epoch: u64) -> Result<Arc<EpochRows>, DatasetError> {
-        self.epochs.get((spec_fingerprint(spec), epoch), || {
+    /// The rows of `epoch` under the spec of this name.
+    fn epoch_of(
+        &self,
+        spec: &BatchSpec,
+        name: Fingerprint,
+        units: &[Arc<Units>],
+        epoch: u64,
+    ) -> Result<Arc<EpochRows>, DatasetError> {
+        self.epochs.get((name, epoch), || {
             let parts = self.parts.iter().zip(units).map(|(part, units)| Part {
                 units: Arc::clone(units),
                 fingerprint: &part.set.manifest.fingerprint,
@@ -198,7 +217,7 @@ impl Dataset {
 
     /// Rows of one epoch under `spec`: the same number in every epoch.
     pub fn rows_per_epoch(&self, spec: &BatchSpec) -> Result<u64, DatasetError> {
-        Ok(self.blend(&self.units(spec)?).num_places())
+        Ok(self.blend(&self.units(spec, spec_fingerprint(spec))?).num_places())
     }
 
     /// Whether [`Dataset::plan`] has the rows of `spec` at hand, or no long way to them.
@@ -209,15 +228,11 @@ impl Dataset {
     /// How `partition` cuts this data's steps under `spec`. Refuses micro-batches that may take more than the byte limit,
     /// however the order falls: so nothing is allocated for a spec beyond it.
     pub fn plan(&self, spec: &BatchSpec, partition: Partition) -> Result<StepPlan, DatasetError> {
-        self.plan_rows(spec, partition).map(|(_, plan)| plan)
+        self.plan_rows(spec, partition).map(|rows| rows.plan)
     }
 
     /// [`Dataset::plan`] with the rows that it cuts.
-    pub(crate) fn plan_rows(
-        &self,
-        spec: &BatchSpec,
-        partition: Partition,
-    ) -> Result<(PartUnits, StepPlan), DatasetError> {
+    pub(crate) fn plan_rows(&self, spec: &BatchSpec, partition: Partition) -> Result<PlannedRows, DatasetError> {
         // The sizes first: rows are only planned for a spec that can be served.
         let plan = StepPlan::new(spec, partition, 0)?;
         let num_rows = plan.rows_per_micro();
@@ -239,9 +254,10 @@ impl Dataset {
             let limit = self.max_batch_bytes;
             return Err(DatasetError::TooLarge { num_rows, columns, num_images, limit, found });
         }
-        let units = self.units(spec)?;
+        let name = spec_fingerprint(spec);
+        let units = self.units(spec, name)?;
         let plan = StepPlan::new(spec, partition, self.blend(&units).num_places())?;
-        Ok((units, plan))
+        Ok(PlannedRows { spec: spec.clone(), name, units, plan })
     }
 
     /// Refuses a spec that some record of the data is too long for, by the longest record's name, from the lengths index
@@ -255,10 +271,9 @@ impl Dataset {
 
     /// The error for record `index`, which is longer than `spec` allows.
     pub(crate) fn too_long(&self, spec: &BatchSpec, index: u64) -> DatasetError {
-        let lengths = self.lengths(index);
-        match self.name_of(index) {
+        match self.lengths(index).and_then(|lengths| Ok((lengths, self.name_of(index)?))) {
             Err(fault) => fault,
-            Ok((id, _)) => DatasetError::TooLong {
+            Ok((lengths, (id, _))) => DatasetError::TooLong {
                 id,
                 index,
                 length: expanded_length(&lengths, spec),
@@ -286,17 +301,20 @@ impl Dataset {
     /// The first position after `cursor`; refuses a cursor of other data, another spec or past the end of an epoch.
     /// A cursor that stands right behind the last step of its epoch continues with the next epoch.
     pub fn position_of(&self, spec: &BatchSpec, cursor: &Cursor) -> Result<Position, DatasetError> {
-        let plan = StepPlan::new(spec, Partition::WHOLE, self.rows_per_epoch(spec)?)?;
-        self.check_cursor(spec, plan.steps_per_epoch(), cursor)
+        let name = spec_fingerprint(spec);
+        let num_rows = self.blend(&self.units(spec, name)?).num_places();
+        let plan = StepPlan::new(spec, Partition::WHOLE, num_rows)?;
+        self.check_cursor(name, plan.steps_per_epoch(), cursor)
     }
 
+    /// [`Dataset::position_of`] under the spec of this name.
     pub(crate) fn check_cursor(
         &self,
-        spec: &BatchSpec,
+        name: Fingerprint,
         steps_per_epoch: u64,
         cursor: &Cursor,
     ) -> Result<Position, DatasetError> {
-        cursor.check(self.info.fingerprint, spec_fingerprint(spec))?;
+        cursor.check(self.info.fingerprint, name)?;
         match cursor.step {
             step if step < steps_per_epoch => Ok(Position { epoch: cursor.epoch, step, micro: 0 }),
             step if step == steps_per_epoch => {
@@ -308,23 +326,17 @@ impl Dataset {
 
     /// Makes the micro-batch at `position` of `partition`'s share. Who wants more than one asks a [`crate::Share`].
     pub fn batch(&self, spec: &BatchSpec, partition: Partition, position: Position) -> Result<Batch, DatasetError> {
-        let (units, plan) = self.plan_rows(spec, partition)?;
-        self.make_batch(spec, &units, &plan, position)
+        self.make_batch(&self.plan_rows(spec, partition)?, position)
     }
 
-    pub(crate) fn make_batch(
-        &self,
-        spec: &BatchSpec,
-        units: &[Arc<Units>],
-        plan: &StepPlan,
-        position: Position,
-    ) -> Result<Batch, DatasetError> {
+    pub(crate) fn make_batch(&self, rows: &PlannedRows, position: Position) -> Result<Batch, DatasetError> {
+        let PlannedRows { spec, name, units, plan } = rows;
         let micro = plan.micro_rows(position)?;
-        let epoch = self.epoch_of(spec, units, position.epoch)?;
+        let epoch = self.epoch_of(spec, *name, units, position.epoch)?;
         let slots = micro.places.map(|place| self.slots(&epoch, place));
         let masked = (0..micro.num_masked).map(|_| vec![Slot::Padding]);
         let rows = collate(self, spec, slots.chain(masked).collect(), self.health.as_ref())?;
-        let step = (spec_fingerprint(spec), position.epoch, position.step);
+        let step = (*name, position.epoch, position.step);
         let labels = self.step_labels.get(step, || self.step_label_tokens(plan, &epoch, position.step))?;
         rows.into_batch(position, plan.num_micro(), *labels)
     }
@@ -332,19 +344,18 @@ impl Dataset {
     /// Part and shard of each sample that is read for the micro-batch at `position`.
     pub(crate) fn shards_of(
         &self,
-        spec: &BatchSpec,
-        units: &[Arc<Units>],
-        plan: &StepPlan,
+        rows: &PlannedRows,
         position: Position,
     ) -> Result<Vec<(usize, usize)>, DatasetError> {
+        let PlannedRows { spec, name, units, plan } = rows;
         let micro = plan.micro_rows(position)?;
-        let epoch = self.epoch_of(spec, units, position.epoch)?;
+        let epoch = self.epoch_of(spec, *name, units, position.epoch)?;
         let shard_of = |index: u64| {
             let number = self.part_number(index);
             (number, self.parts[number].set.locate(index - self.parts[number].first_index).0)
         };
         // Where damage is counted, all samples of the step are looked at once.
-        let step = (spec_fingerprint(spec), position.epoch, position.step);
+        let step = (*name, position.epoch, position.step);
         let places = match &self.health {
             Some(_) if !self.step_labels.has(&step) => plan.step_places(position.step),
             _ => micro.places,
@@ -384,7 +395,7 @@ impl Dataset {
     fn step_label_tokens(&self, plan: &StepPlan, epoch: &EpochRows, step: u64) -> Result<u64, DatasetError> {
         let count = |index: u64| match &self.health {
             Some(health) if !health.is_whole(self, index)? => Ok(0),
-            _ => Ok(u64::from(self.lengths(index).num_label_tokens)),
+            _ => Ok(u64::from(self.lengths(index)?.num_label_tokens)),
         };
         let count_row = |place| -> Result<u64, DatasetError> {
             epoch.samples_at(place).unwrap_or_default().into_iter().map(count).sum()
@@ -396,10 +407,10 @@ impl Dataset {
         }
     }
 
-    fn units(&self, spec: &BatchSpec) -> Result<PartUnits, DatasetError> {
+    fn units(&self, spec: &BatchSpec, name: Fingerprint) -> Result<PartUnits, DatasetError> {
         let plan = || self.parts.iter().map(|part| Units::plan(&part.set, spec).map(Arc::new)).collect();
         match spec.packing {
-            Some(_) => self.plans.get(spec_fingerprint(spec), plan),
+            Some(_) => self.plans.get(name, plan),
             // Rows that are samples are no plan worth keeping in the place of one.
             None => plan().map(Arc::new),
         }

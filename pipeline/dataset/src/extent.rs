@@ -1,8 +1,8 @@
-//! How large the batches of a set can get, from its lengths index alone.
+//! How large the batches of a set can get, from what its lengths index says of all records together.
 
 use std::collections::BTreeMap;
 
-use vela_shard::LengthsIndex;
+use vela_shard::LengthGroup;
 use vela_types::{BatchSpec, RecordLengths};
 
 /// The records of a set, grouped by their number of images: a group's longest record is the same for every spec.
@@ -25,24 +25,9 @@ pub(crate) fn expanded_length(lengths: &RecordLengths, spec: &BatchSpec) -> u64 
 }
 
 impl LengthProfile {
-    pub(crate) fn new(index: &LengthsIndex) -> Self {
-        let mut profile = Self::default();
-        for record in 0..index.len() {
-            let RecordLengths { num_tokens, num_images, .. } = index.get(record);
-            let empty = Group { num_records: 0, longest: record, num_tokens };
-            let group = profile.groups.entry(num_images).or_insert(empty);
-            group.num_records += 1;
-            if num_tokens > group.num_tokens {
-                (group.longest, group.num_tokens) = (record, num_tokens);
-            }
-        }
-        profile
-    }
-
-    /// Takes in the records of another set, whose first one has the index `first_index` here; an epoch holds each at most `copies` times.
-    pub(crate) fn add(&mut self, other: &Self, first_index: u64, copies: u64) {
-        for (&num_images, group) in &other.groups {
-            let Group { num_records, longest, num_tokens } = *group;
+    /// Takes in the records of a set, whose first one has the index `first_index` here; an epoch holds each at most `copies` times.
+    pub(crate) fn add(&mut self, set: &[LengthGroup], first_index: u64, copies: u64) {
+        for &LengthGroup { num_images, num_tokens, num_records, longest } in set {
             let longest = first_index + longest;
             let known = self.groups.entry(num_images).or_insert(Group { num_records: 0, longest, num_tokens });
             known.num_records += num_records * copies;

@@ -1,7 +1,7 @@
 //! Which records of a data set can be read, asked once per record: what policies `mask` and `budget` count by.
 
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use crate::collate::probe;
 use crate::{Dataset, DatasetError};
@@ -10,10 +10,15 @@ const UNKNOWN: u8 = 0;
 const WHOLE: u8 = 1;
 const DAMAGED: u8 = 2;
 
-/// One byte per record. Later damage is noted when a batch meets it.
+/// Records whose states are allocated together.
+const PAGE_RECORDS: usize = 1 << 14;
+
+type Page = Box<[AtomicU8]>;
+
+/// One byte per record, from when a record near it was first asked for. Later damage is noted when a batch meets it.
 #[derive(Debug)]
 pub(crate) struct RecordHealth {
-    states: Vec<AtomicU8>,
+    states: Vec<OnceLock<Page>>,
     num_damaged: Mutex<u64>,
     /// Records that may be damaged before it is an error.
     budget: u64,
@@ -21,7 +26,7 @@ pub(crate) struct RecordHealth {
 
 impl RecordHealth {
     pub(crate) fn new(num_records: u64, budget: u64) -> Self {
-        let states = (0..num_records).map(|_| AtomicU8::new(UNKNOWN)).collect();
+        let states = (0..num_records.div_ceil(PAGE_RECORDS as u64)).map(|_| OnceLock::new()).collect();
         Self { states, num_damaged: Mutex::new(0), budget }
     }
 
@@ -38,7 +43,7 @@ impl RecordHealth {
             return Err(DatasetError::BudgetSpent { budget: self.budget, source: Box::new(fault) });
         }
         *num_damaged += 1;
-        self.states[index as usize].store(DAMAGED, Ordering::Relaxed);
+        self.of(index).store(DAMAGED, Ordering::Relaxed);
         Ok(())
     }
 
@@ -65,7 +70,7 @@ impl RecordHealth {
     }
 
     fn note_whole(&self, index: u64) {
-        let _ = self.states[index as usize].compare_exchange(UNKNOWN, WHOLE, Ordering::Relaxed, Ordering::Relaxed);
+        let _ = self.of(index).compare_exchange(UNKNOWN, WHOLE, Ordering::Relaxed, Ordering::Relaxed);
     }
 
     fn lock(&self) -> MutexGuard<'_, u64> {
@@ -73,6 +78,18 @@ impl RecordHealth {
     }
 
     fn state(&self, index: u64) -> u8 {
-        self.states[index as usize].load(Ordering::Relaxed)
+        let (page, at) = place(index);
+        self.states[page].get().map_or(UNKNOWN, |page| page[at].load(Ordering::Relaxed))
     }
+
+    fn of(&self, index: u64) -> &AtomicU8 {
+        let (page, at) = place(index);
+        &self.states[page].get_or_init(|| (0..PAGE_RECORDS).map(|_| AtomicU8::new(UNKNOWN)).collect())[at]
+    }
+}
+
+/// The page of record `index` and its place there.
+fn place(index: u64) -> (usize, usize) {
+    let index = index as usize;
+    (index / PAGE_RECORDS, index % PAGE_RECORDS)
 }

@@ -1,13 +1,12 @@
 //! One shard set with random access to its records.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use vela_shard::{LengthsIndex, Manifest, ShardError, ShardReader, Store};
+use vela_shard::{LengthGroup, LengthsIndex, Manifest, ShardError, ShardReader, Store};
 use vela_types::{Record, RecordLengths};
 
 use crate::DatasetError;
-use crate::extent::LengthProfile;
 use crate::open_shards::ShardSlot;
 
 /// An open shard set. Records are named by their index in the manifest's order.
@@ -17,14 +16,16 @@ pub(crate) struct ShardSet {
     store: Arc<dyn Store>,
     pub(crate) manifest: Manifest,
     lengths: LengthsIndex,
-    pub(crate) profile: LengthProfile,
+    /// Of a copy that was fetched because that of `lengths` turned out damaged.
+    fresh_lengths: Mutex<Option<Arc<LengthsIndex>>>,
     /// Rows before each shard.
     pub(crate) first_rows: Vec<u64>,
     slots: Vec<Arc<ShardSlot>>,
 }
 
 impl ShardSet {
-    /// Verifies the manifest and the lengths index, and that every shard is there in its full size.
+    /// Verifies the manifest and the sums of the lengths index, and that every shard is there in its full size. What it costs
+    /// grows with the number of shards, not of records.
     pub(crate) fn open(url: &str, store: Arc<dyn Store>) -> Result<Self, DatasetError> {
         let manifest = Manifest::load(store.as_ref())?;
         let lengths = manifest.open_lengths(store.as_ref())?;
@@ -40,8 +41,8 @@ impl ShardSet {
             rows += shard.rows;
         }
         let slots = manifest.shards.iter().map(|_| ShardSlot::new(store.maps_copies())).collect();
-        let profile = LengthProfile::new(&lengths);
-        Ok(Self { url: url.to_owned(), store, manifest, lengths, profile, first_rows, slots })
+        let fresh_lengths = Mutex::default();
+        Ok(Self { url: url.to_owned(), store, manifest, lengths, fresh_lengths, first_rows, slots })
     }
 
     pub(crate) fn url(&self) -> &str {
@@ -52,9 +53,29 @@ impl ShardSet {
         self.lengths.len()
     }
 
-    /// The lengths of record `index`, without reading it. Panics past the last record.
-    pub(crate) fn lengths(&self, index: u64) -> RecordLengths {
-        self.lengths.get(index)
+    /// All records by their number of images.
+    pub(crate) fn length_groups(&self) -> &[LengthGroup] {
+        self.lengths.groups()
+    }
+
+    /// The lengths of record `index`, without reading it. Where they are damaged in a local copy, another copy is fetched, once: only then
+    /// does the damage count.
+    pub(crate) fn lengths(&self, index: u64) -> Result<RecordLengths, DatasetError> {
+        match self.lengths.get(index) {
+            Err(fault) if fault.is_damage() && self.store.maps_copies() => Ok(self.fresh_lengths()?.get(index)?),
+            read => Ok(read?),
+        }
+    }
+
+    fn fresh_lengths(&self) -> Result<Arc<LengthsIndex>, DatasetError> {
+        let mut fresh = self.fresh_lengths.lock().unwrap_or_else(PoisonError::into_inner);
+        match fresh.as_ref() {
+            Some(lengths) => Ok(Arc::clone(lengths)),
+            None => {
+                self.store.drop_copy(&self.manifest.lengths)?;
+                Ok(Arc::clone(fresh.insert(Arc::new(self.manifest.open_lengths(self.store.as_ref())?))))
+            }
+        }
     }
 
     /// Reads record `index`; pixels are slices of the mapped shard.
@@ -89,8 +110,9 @@ impl ShardSet {
         self.slots[shard].is_open()
     }
 
-    /// Compares every byte of every shard with the manifest.
+    /// Compares every byte of the lengths index and of every shard with the manifest.
     pub(crate) fn verify(&self) -> Result<(), DatasetError> {
+        self.lengths.verify()?;
         for (shard, entry) in self.manifest.shards.iter().enumerate() {
             self.reader(shard)?.verify(entry)?;
         }

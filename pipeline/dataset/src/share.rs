@@ -3,9 +3,9 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use vela_types::{Batch, BatchSpec, Cursor, Position};
+use vela_types::{Batch, BatchSpec, Cursor, Fingerprint, Position};
 
-use crate::units::PartUnits;
+use crate::dataset::PlannedRows;
 use crate::{Dataset, DatasetError, Partition, StepPlan};
 
 /// Shards of one batch that are opened, and so fetched, at once.
@@ -15,9 +15,7 @@ const OPENED_AT_ONCE: usize = 4;
 #[derive(Clone, Debug)]
 pub struct Share {
     dataset: Arc<Dataset>,
-    spec: BatchSpec,
-    units: PartUnits,
-    plan: StepPlan,
+    rows: PlannedRows,
 }
 
 impl Share {
@@ -26,9 +24,9 @@ impl Share {
     /// # Errors
     /// If the spec makes no sense, its largest micro-batch may exceed the byte limit, or some record is too long for it.
     pub fn new(dataset: Arc<Dataset>, spec: BatchSpec, partition: Partition) -> Result<Self, DatasetError> {
-        let (units, plan) = dataset.plan_rows(&spec, partition)?;
+        let rows = dataset.plan_rows(&spec, partition)?;
         dataset.check_lengths(&spec)?;
-        Ok(Self { dataset, spec, units, plan })
+        Ok(Self { dataset, rows })
     }
 
     /// The data.
@@ -38,24 +36,29 @@ impl Share {
 
     /// The spec.
     pub fn spec(&self) -> &BatchSpec {
-        &self.spec
+        &self.rows.spec
+    }
+
+    /// [`crate::spec_fingerprint`] of the spec.
+    pub fn spec_fingerprint(&self) -> Fingerprint {
+        self.rows.name
     }
 
     /// How its steps are cut.
     pub fn plan(&self) -> StepPlan {
-        self.plan
+        self.rows.plan
     }
 
     /// The first position after `cursor`; refuses a cursor of other data, another spec or past the end of an epoch.
     /// A cursor that stands right behind the last step of its epoch continues with the next epoch.
     pub fn position_of(&self, cursor: &Cursor) -> Result<Position, DatasetError> {
-        self.dataset.check_cursor(&self.spec, self.plan.steps_per_epoch(), cursor)
+        self.dataset.check_cursor(self.rows.name, self.rows.plan.steps_per_epoch(), cursor)
     }
 
     /// Opens the shards that the micro-batch at `position` reads, several at once: remote ones are fetched, which may take long and needs no
     /// processor. [`Share::batch`] then waits for none, unless they had to make room for others meanwhile. A damaged shard is no error here.
     pub fn open_shards(&self, position: Position) -> Result<(), DatasetError> {
-        let shards = self.dataset.shards_of(&self.spec, &self.units, &self.plan, position)?;
+        let shards = self.dataset.shards_of(&self.rows, position)?;
         let shards: Vec<(usize, usize)> = shards.into_iter().collect::<BTreeSet<_>>().into_iter().collect();
         let open = |&(part, shard): &(usize, usize)| match self.dataset.open_shard(part, shard) {
             // The batch meets it again and treats it by its policy.
@@ -74,6 +77,6 @@ impl Share {
 
     /// Makes the micro-batch at `position`. Equal shares and positions give equal batches, always.
     pub fn batch(&self, position: Position) -> Result<Batch, DatasetError> {
-        self.dataset.make_batch(&self.spec, &self.units, &self.plan, position)
+        self.dataset.make_batch(&self.rows, position)
     }
 }

@@ -74,10 +74,12 @@ impl Units {
             let pack = |first: u64| {
                 pack_places(set, spec, limits, &base, first..window.end.min(first + u64::from(limits.window)))
             };
-            let plans: Result<Vec<_>, (PackFault, Vec<u64>)> =
-                planners.install(|| firsts.into_par_iter().map(pack).collect());
+            let plans: Result<Vec<_>, WindowFault> = planners.install(|| firsts.into_par_iter().map(pack).collect());
             // A record is read for its name here, not on the threads that pack: its shard may have to be fetched.
-            let plans = plans.map_err(|(fault, indices)| named(set, &indices, fault))?;
+            let plans = plans.map_err(|fault| match fault {
+                WindowFault::Unread(fault) => fault,
+                WindowFault::Unplanned(fault, indices) => named(set, &indices, fault),
+            })?;
             plans.into_iter().flatten().for_each(|row| rows.push(&row));
             groups.push(rows.num_rows() - before);
         }
@@ -158,27 +160,36 @@ impl BaseOrder {
     }
 }
 
-/// Packs the samples at `places` of the base order; rows hold their indices. A fault comes with the indices of the places.
+/// Why the samples of a window are not packed.
+enum WindowFault {
+    /// Lengths cannot be read.
+    Unread(DatasetError),
+    /// There is no plan for the samples of these indices.
+    Unplanned(PackFault, Vec<u64>),
+}
+
+/// Packs the samples at `places` of the base order; rows hold their indices.
 fn pack_places(
     set: &ShardSet,
     spec: &BatchSpec,
     limits: PackLimits,
     base: &BaseOrder,
     places: std::ops::Range<u64>,
-) -> Result<Vec<Vec<u32>>, (PackFault, Vec<u64>)> {
+) -> Result<Vec<Vec<u32>>, WindowFault> {
     let index_at = |place| base.order.index_at(place).expect("a place of the set");
     let indices: Vec<u64> = places.map(index_at).collect();
     let item = |&index: &u64| {
-        let lengths = set.lengths(index);
-        PackItem { tokens: expanded_length(&lengths, spec).min(u64::from(u32::MAX)) as u32, images: lengths.num_images }
+        let lengths = set.lengths(index)?;
+        let tokens = expanded_length(&lengths, spec).min(u64::from(u32::MAX)) as u32;
+        Ok(PackItem { tokens, images: lengths.num_images })
     };
-    let items: Vec<PackItem> = indices.iter().map(item).collect();
+    let items: Vec<PackItem> = indices.iter().map(item).collect::<Result<_, _>>().map_err(WindowFault::Unread)?;
     match limits.pack(0, &items) {
         Ok(plan) => {
             let row = |row: Vec<u64>| row.into_iter().map(|at| indices[at as usize] as u32).collect();
             Ok(plan.rows.into_iter().map(row).collect())
         }
-        Err(fault) => Err((fault, indices)),
+        Err(fault) => Err(WindowFault::Unplanned(fault, indices)),
     }
 }
 

@@ -174,7 +174,7 @@ fn each_kind_of_damage_does_exactly_this() {
     let of_image: Vec<u64> = (4..8).filter(shares(3)).collect();
     assert_eq!(of_image, [5, 7], "one image of two records");
     let all = || (4..8).collect::<Vec<u64>>();
-    let cases: [(&str, Damage, Outcome); 14] = [
+    let cases: [(&str, Damage, Outcome); 19] = [
         ("nothing", |_| {}, Damaged(vec![], "")),
         ("header", |folder| turn(&shard(folder, 1), 2), Damaged(all(), "first bytes")),
         (
@@ -206,7 +206,7 @@ fn each_kind_of_damage_does_exactly_this() {
             |folder| rewrite_manifest(folder, |it| it.shards[1].index_checksum.0[0] ^= 1),
             Damaged(all(), "checksum of index and footer"),
         ),
-        // Rows have checksums of their own; that of the file is compared by `verify` and by caches.
+        // Rows have checksums of their own, and so have blocks of lengths; those of the files are compared by `verify` and by caches.
         (
             "wrong digest of the file",
             |folder| rewrite_manifest(folder, |it| it.shards[1].checksum.0[0] ^= 1),
@@ -215,7 +215,29 @@ fn each_kind_of_damage_does_exactly_this() {
         (
             "wrong digest of the lengths",
             |folder| rewrite_manifest(folder, |it| it.lengths.checksum.0[0] ^= 1),
+            Damaged(vec![], ""),
+        ),
+        // Of so few records there is one block.
+        (
+            "a bit of the lengths",
+            |folder| turn(&folder.join("lengths.bin"), 40),
+            Damaged((0..NUM_RECORDS).collect(), "lengths.bin` block 0 (records 0 to 11)"),
+        ),
+        (
+            "truncation of the lengths",
+            |folder| change(&folder.join("lengths.bin"), |content| _ = content.pop()),
             Unopened("lengths.bin"),
+        ),
+        (
+            "wrong digest of the sums",
+            |folder| rewrite_manifest(folder, |it| it.lengths_sums.checksum.0[0] ^= 1),
+            Unopened("lengths.sums"),
+        ),
+        ("a bit of the sums", |folder| turn(&folder.join("lengths.sums"), 60), Unopened("lengths.sums")),
+        (
+            "no sums",
+            |folder| fs::remove_file(folder.join("lengths.sums")).expect("the sums"),
+            Unopened("lengths.sums` is missing"),
         ),
         ("swapped names", |folder| swap_names(folder), Unopened("size in bytes")),
         (
@@ -361,7 +383,7 @@ impl Remote {
 #[test]
 fn copies_that_are_wrong_are_fetched_again_and_cost_no_record() {
     let good = good_batches();
-    let cases: [(&str, RemoteDamage); 7] = [
+    let cases: [(&str, RemoteDamage); 8] = [
         ("stale: another content of the same size", |it| {
             it.read();
             change(&it.copy(1), |content| content.reverse());
@@ -374,6 +396,10 @@ fn copies_that_are_wrong_are_fetched_again_and_cost_no_record() {
             it.read();
             let at = pixels_at(&it.copy(1), 3);
             turn(&it.copy(1), at);
+        }),
+        ("a bit of the lengths", |it| {
+            it.read();
+            turn(&it.cache.path().join(it.manifest.lengths.checksum.to_string()), 40);
         }),
         ("shorter", |it| {
             it.read();
@@ -413,11 +439,20 @@ fn copies_that_are_wrong_are_fetched_again_and_cost_no_record() {
 #[test]
 fn objects_that_are_wrong_are_damage_by_the_shard() {
     let good = good_batches();
-    let cases: [(&str, RemoteDamage, Outcome); 4] = [
+    let cases: [(&str, RemoteDamage, Outcome); 5] = [
         (
             "another content",
             |it| it.change_object(|content| content[60] ^= 1),
             Damaged((4..8).collect(), "checksum of the file"),
+        ),
+        (
+            "other lengths",
+            |it| {
+                let mut content = it.server.objects("set/")["lengths.bin"].clone();
+                content[40] ^= 1;
+                it.server.put("set/lengths.bin", content);
+            },
+            Unopened("lengths.bin"),
         ),
         ("cut", |it| it.change_object(|content| _ = content.pop()), Unopened("size in bytes")),
         ("empty", |it| it.change_object(Vec::clear), Unopened("size in bytes")),

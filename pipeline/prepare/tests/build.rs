@@ -353,12 +353,15 @@ fn a_damaged_lengths_index_and_a_lost_reject_list_are_made_again() {
     assert_eq!(build(&config).rejected, counts(&[("missing_image", 1)]));
     let before = contents(&config.output);
     let place = |name: &str| Path::new(&config.output).join(name);
-    let mut lengths = before["lengths.bin"].clone();
-    lengths[40] ^= 1;
-    fs::write(place("lengths.bin"), lengths).expect("flip");
-    assert_eq!(build(&config).kept_shards, 4, "lengths are read from the shards");
-    assert_eq!(contents(&config.output), before);
+    for name in ["lengths.bin", "lengths.sums"] {
+        let mut content = before[name].clone();
+        content[40] ^= 1;
+        fs::write(place(name), content).expect("flip");
+        assert_eq!(build(&config).kept_shards, 4, "{name}: lengths are read from the shards");
+        assert_eq!(contents(&config.output), before);
+    }
     fs::remove_file(place("lengths.bin")).expect("removed");
+    fs::remove_file(place("lengths.sums")).expect("removed");
     fs::remove_file(place("rejects.jsonl")).expect("removed");
     assert_eq!(build(&config).kept_shards, 4, "good shards stay, those with rejects too");
     assert_eq!(contents(&config.output), before);

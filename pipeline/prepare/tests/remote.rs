@@ -90,7 +90,13 @@ fn a_damaged_set_in_a_bucket_is_made_whole() {
     let mut shard = before["shard-00001.parquet"].clone();
     shard[100] ^= 1;
     server.put("set/shard-00001.parquet", shard);
-    for lost in ["set/shard-00002.parquet", "set/rejects.jsonl", "set/lengths.bin", "set/processor/tokenizer.json"] {
+    for lost in [
+        "set/shard-00002.parquet",
+        "set/rejects.jsonl",
+        "set/lengths.bin",
+        "set/lengths.sums",
+        "set/processor/tokenizer.json",
+    ] {
         server.remove(lost);
     }
     let report = bench.json(&bench.build_args(&url, SMALL_SHARD));

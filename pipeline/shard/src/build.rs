@@ -1,14 +1,14 @@
 //! A folder that is becoming a shard set: which shards are already good, and the commit that makes it one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use vela_types::{Fingerprint, RecordLengths};
 
 use crate::ShardError;
-use crate::lengths::LengthsIndex;
-use crate::manifest::{Manifest, ShardEntry, Totals};
+use crate::lengths::{LengthsFiles, LengthsWriter};
+use crate::manifest::{FileEntry, Manifest, ShardEntry, Totals};
 use crate::reader::ShardReader;
 use crate::row::RowBuffer;
 use crate::schema::SCHEMA_VERSION;
@@ -45,6 +45,22 @@ pub struct BuildFolder {
     store: Arc<dyn Store>,
     plan: Fingerprint,
     settings: ShardSettings,
+}
+
+/// Completions that are read at once.
+const READ_AT_ONCE: usize = 16;
+
+/// All shards of a build on their way into a set: their entries, and an index of their lengths that is not visible yet.
+pub struct GatheredShards {
+    shards: Vec<ShardEntry>,
+    lengths: LengthsWriter,
+}
+
+impl GatheredShards {
+    /// True if there is no record in any of them.
+    pub fn is_empty(&self) -> bool {
+        self.shards.iter().all(|shard| shard.rows == 0)
+    }
 }
 
 /// Shards and completions.
@@ -142,16 +158,27 @@ impl BuildFolder {
         })
     }
 
-    /// The completions of shards `0..num_shards` with their notes, in order: what a commit is made of.
-    pub fn all_completed(&self, num_shards: u32) -> Result<Vec<(CompletedShard, serde_json::Value)>, ShardError> {
-        let names: Vec<String> = (0..num_shards).map(completion_file_name).collect();
-        let contents = self.store.read_all(&names)?;
-        let completed = contents.into_iter().zip(0..).map(|(content, index)| {
-            let completion = content.and_then(|content| self.parse_completion(index, &content));
-            let completion = completion.ok_or_else(|| ShardError::Incomplete { path: self.store.path(""), index })?;
-            Ok((completion.shard, completion.notes))
-        });
-        completed.collect()
+    /// Reads the completions of shards `0..num_shards`, which must all be there, and hands the notes of each to `take_notes`, in order. Lengths
+    /// go on into the index as they come: those of a few shards are in memory.
+    pub fn gather(
+        &self,
+        num_shards: u32,
+        mut take_notes: impl FnMut(u32, serde_json::Value) -> Result<(), ShardError>,
+    ) -> Result<GatheredShards, ShardError> {
+        let mut gathered = GatheredShards { shards: Vec::new(), lengths: LengthsWriter::create(self.store.as_ref())? };
+        let indices: Vec<u32> = (0..num_shards).collect();
+        for some in indices.chunks(READ_AT_ONCE) {
+            let names: Vec<String> = some.iter().copied().map(completion_file_name).collect();
+            for (&index, content) in some.iter().zip(self.store.read_all(&names)?) {
+                let completion = content.and_then(|content| self.parse_completion(index, &content));
+                let completion =
+                    completion.ok_or_else(|| ShardError::Incomplete { path: self.store.path(""), index })?;
+                completion.shard.lengths.iter().try_for_each(|lengths| gathered.lengths.push(lengths))?;
+                gathered.shards.push(completion.shard.entry);
+                take_notes(index, completion.notes)?;
+            }
+        }
+        Ok(gathered)
     }
 
     /// Removes what a killed build left half written. Only while nobody else builds here.
@@ -169,28 +196,21 @@ impl BuildFolder {
         rejects: BTreeMap<String, u64>,
         build: serde_json::Value,
     ) -> Result<Manifest, ShardError> {
-        match self.all_completed(num_shards) {
+        match self.gather(num_shards, |_, _| Ok(())) {
             Err(fault @ ShardError::Incomplete { .. }) => self.manifest()?.ok_or(fault),
-            completed => {
-                let shards = completed?.into_iter().map(|(shard, _)| shard).collect();
-                self.commit_completed(shards, rejects, build)
-            }
+            gathered => self.commit_gathered(gathered?, rejects, build),
         }
     }
 
-    /// [`BuildFolder::commit`] of shards that are known to be complete: all of them, in order.
-    pub fn commit_completed(
+    /// [`BuildFolder::commit`] of shards that were gathered before.
+    pub fn commit_gathered(
         &self,
-        completed: Vec<CompletedShard>,
+        gathered: GatheredShards,
         rejects: BTreeMap<String, u64>,
         build: serde_json::Value,
     ) -> Result<Manifest, ShardError> {
-        let (mut shards, mut lengths) = (Vec::new(), Vec::new());
-        for shard in completed {
-            shards.push(shard.entry);
-            lengths.extend(shard.lengths);
-        }
-        let lengths = LengthsIndex::write(self.store.as_ref(), lengths.len() as u64, lengths.iter().copied())?;
+        let GatheredShards { shards, lengths } = gathered;
+        let LengthsFiles { lengths, sums } = lengths.finish(self.store.as_ref())?;
         let mut manifest = Manifest {
             version: SCHEMA_VERSION,
             fingerprint: Fingerprint::default(),
@@ -199,6 +219,7 @@ impl BuildFolder {
             shards,
             rejects,
             lengths,
+            lengths_sums: sums,
             processor: self.settings.processor.clone(),
             build,
             checksum: String::new(),
@@ -208,31 +229,34 @@ impl BuildFolder {
         Ok(manifest)
     }
 
-    /// Makes the lengths index of a finished set again from its shards, all of them whole, if it is damaged or gone. True if it was.
+    /// Makes the lengths index of a finished set and its sums again from its shards, all of them whole, if one of the two is damaged or
+    /// gone. True if it was.
     pub fn repair_lengths(&self, manifest: &Manifest) -> Result<bool, ShardError> {
-        let store = self.store.as_ref();
-        match manifest.open_lengths(store) {
-            Err(fault) if fault.is_damage() => {}
-            opened => return opened.map(|_| false),
+        let (store, named) = (self.store.as_ref(), manifest.lengths_files());
+        let is_whole = |file: &FileEntry| Ok::<_, ShardError>(store.hash(&file.file)? == Some(file.checksum));
+        if is_whole(&named.lengths)? && is_whole(&named.sums)? {
+            return Ok(false);
         }
-        let (mut lengths, mut buffer) = (Vec::new(), RowBuffer::default());
+        let (mut lengths, mut buffer) = (LengthsWriter::create(store)?, RowBuffer::default());
         for entry in &manifest.shards {
             let reader = ShardReader::open(store, entry)?;
             for row in 0..reader.rows() {
                 reader.read_row(row, &mut buffer)?;
-                lengths.push(buffer.lengths());
+                lengths.push(&buffer.lengths())?;
             }
         }
-        let made = LengthsIndex::write(store, lengths.len() as u64, lengths.into_iter())?;
-        match made == manifest.lengths {
-            true => Ok(true),
-            false => Err(ShardError::DamagedFile {
-                path: store.path(&manifest.lengths.file),
+        let made = lengths.seal()?;
+        if made.files != named {
+            let (expected, found) = (&named.lengths.checksum, &made.files.lengths.checksum);
+            return Err(ShardError::DamagedFile {
+                path: store.path(&named.lengths.file),
                 what: "checksum of the lengths index made again",
-                expected: manifest.lengths.checksum.to_string(),
-                found: made.checksum.to_string(),
-            }),
+                expected: expected.to_string(),
+                found: found.to_string(),
+            });
         }
+        made.publish(store)?;
+        Ok(true)
     }
 
     /// Removes all shards and completions of an unfinished build.
@@ -244,9 +268,9 @@ impl BuildFolder {
     /// Removes completions, and shards of an earlier build that the manifest does not name. Files that are half written stay, as
     /// other processes of the build may be at them: see [`BuildFolder::sweep`].
     pub fn clean(&self, manifest: &Manifest) -> Result<(), ShardError> {
-        let is_named = |name: &str| manifest.shards.iter().any(|shard| shard.file == name);
+        let named: BTreeSet<&str> = manifest.shards.iter().map(|shard| shard.file.as_str()).collect();
         for name in self.store.list()? {
-            if is_build_file(&name) && !is_named(&name) {
+            if is_build_file(&name) && !named.contains(name.as_str()) {
                 self.store.remove(&name)?;
             }
         }

@@ -1,5 +1,7 @@
 //! What can be wrong with a shard set.
 
+use std::ops::Range;
+
 use parquet::errors::ParquetError;
 use vela_types::Fingerprint;
 
@@ -53,14 +55,31 @@ pub enum ShardError {
         /// The part that is wrong, with what was expected and found.
         what: String,
     },
-    /// A row outside the shard was asked for.
+    /// A block of the lengths index is not what was written.
+    #[error(
+        "`{path}` block {block} (records {} to {}) is damaged: expected its sum {expected}, found {found}; build the shards again into the same place, which mends it, or restore the file",
+        records.start, records.end.saturating_sub(1)
+    )]
+    DamagedLengths {
+        /// The index.
+        path: String,
+        /// Zero-based block.
+        block: u64,
+        /// Its records, in the manifest's order.
+        records: Range<u64>,
+        /// What `lengths.sums` says.
+        expected: String,
+        /// What the block has.
+        found: String,
+    },
+    /// A row outside the shard or the lengths index was asked for.
     #[error("`{path}` has {rows} rows, there is no row {row}")]
     NoSuchRow {
-        /// The shard.
+        /// The file.
         path: String,
         /// The row asked for.
         row: u64,
-        /// Rows in the shard.
+        /// Rows of the file.
         rows: u64,
     },
     /// A record breaks an invariant of the format and was not written.
@@ -102,7 +121,7 @@ pub enum ShardError {
     },
     /// The file is of a version this build does not read.
     #[error(
-        "`{path}` has version {found}, this build reads version {expected}; use a matching build or build the shards again"
+        "`{path}` has version {found}, this build reads version {expected}; build the shards again into another folder, or use a build of Vela that reads it"
     )]
     Version {
         /// The file.
@@ -228,7 +247,11 @@ impl ShardError {
     pub fn is_damage(&self) -> bool {
         matches!(
             self,
-            Self::DamagedFile { .. } | Self::DamagedRow { .. } | Self::MissingFile { .. } | Self::Parquet { .. }
+            Self::DamagedFile { .. }
+                | Self::DamagedRow { .. }
+                | Self::DamagedLengths { .. }
+                | Self::MissingFile { .. }
+                | Self::Parquet { .. }
         )
     }
 }

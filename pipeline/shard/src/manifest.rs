@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use vela_types::{DatasetInfo, Fingerprint, ImageShape, ProcessorSummary, RecordLengths};
 
 use crate::ShardError;
-use crate::lengths::LengthsIndex;
+use crate::lengths::{LengthsFiles, LengthsIndex};
 use crate::schema::SCHEMA_VERSION;
 use crate::store::{Claim, Store};
 
@@ -139,6 +139,8 @@ pub struct Manifest {
     pub rejects: BTreeMap<String, u64>,
     /// The lengths index.
     pub lengths: FileEntry,
+    /// The sums of its blocks.
+    pub lengths_sums: FileEntry,
     /// The processor that made the records.
     pub processor: ProcessorSummary,
     /// The build's settings, for people; part of the fingerprint.
@@ -191,7 +193,8 @@ impl Manifest {
             return damaged("totals", format!("{:?}", Totals::of(&self.shards)), format!("{:?}", self.totals));
         }
         let mut seen = BTreeSet::new();
-        for name in self.shards.iter().map(|shard| &shard.file).chain([&self.lengths.file]) {
+        let beside = [&self.lengths.file, &self.lengths_sums.file];
+        for name in self.shards.iter().map(|shard| &shard.file).chain(beside) {
             if !is_plain_name(name) {
                 return damaged("file name", "a name without folders".to_owned(), name.clone());
             }
@@ -202,9 +205,14 @@ impl Manifest {
         Ok(())
     }
 
-    /// Opens the lengths index and verifies it against this manifest.
+    /// Opens the lengths index: its sums are verified against this manifest, its rows against the sums as they are read.
     pub fn open_lengths(&self, store: &dyn Store) -> Result<LengthsIndex, ShardError> {
-        LengthsIndex::open(store, &self.lengths, self.totals.rows)
+        LengthsIndex::open(store, &self.lengths_files(), self.totals.rows)
+    }
+
+    /// The files of the lengths index.
+    pub(crate) fn lengths_files(&self) -> LengthsFiles {
+        LengthsFiles { lengths: self.lengths.clone(), sums: self.lengths_sums.clone() }
     }
 
     /// Names and seals the manifest and makes it visible: after this the folder is a data set. Of several builds that

@@ -1,7 +1,7 @@
 //! One Parquet data page: its header, and the values of the single row it holds.
 //!
-//! Format: Parquet `PageHeader` in the Thrift compact protocol, data page version 1. Only the fields that version 1
-//! of a shard writes are accepted; anything else is damage.
+//! Format: Parquet `PageHeader` in the Thrift compact protocol, data page version 1. Only the fields that the
+//! writer of a shard writes are accepted; anything else is damage.
 
 /// What a page header says, after it was found to be a plain data page without statistics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,7 +73,7 @@ impl Compact<'_> {
         }
     }
 
-    /// The nested data page header: value count, and encodings that must be those of version 1.
+    /// The nested data page header: value count, and encodings that must be those of a shard.
     fn data_page_fields(&mut self) -> Result<i32, PageFault> {
         let fields = self.int_fields::<5>(usize::MAX)?;
         match fields {

@@ -64,7 +64,7 @@ pub(crate) fn parse_language(code: &str) -> Option<Language> {
     [Language::En, Language::Zh, Language::Other].into_iter().find(|language| language.as_str() == code)
 }
 
-/// The fields that a row's checksum covers, in the order of `docs/formats/shard-v1.md`.
+/// The fields that a row's checksum covers, in the order of `docs/formats/shard-v2.md`.
 pub(crate) struct RowFields<'a> {
     pub(crate) row: u64,
     pub(crate) texts: [&'a str; 3],

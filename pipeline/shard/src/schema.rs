@@ -1,4 +1,4 @@
-//! Columns and metadata of a shard, version 1.
+//! Columns and metadata of a shard, version 2.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use parquet::schema::types::{ColumnPath, Type, TypePtr};
 use vela_types::{ImageShape, ProcessorSummary};
 
 /// Version of the shard files, the manifest and the lengths index, raised together.
-pub const SCHEMA_VERSION: u32 = 1;
+pub const SCHEMA_VERSION: u32 = 2;
 
 /// Longest record a shard holds, in tokens with images counted as one: it bounds what a reader ever allocates.
 pub const MAX_TOKENS: usize = 1 << 20;

@@ -1,4 +1,4 @@
-//! What pyarrow read from the version 1 shards (`tests/golden/shard/make.py`) is what Vela reads.
+//! What pyarrow read from the version 2 shards (`tests/golden/shard/make.py`) is what Vela reads.
 
 mod fixture;
 

@@ -63,7 +63,7 @@ fn a_kill_between_shards_costs_only_the_shards_not_made() {
 #[test]
 fn a_kill_while_a_file_is_written_leaves_litter_that_the_next_build_removes() {
     let (whole, folder) = stopped();
-    for name in ["shard-00002.parquet", "manifest.json", "lengths.bin"] {
+    for name in ["shard-00002.parquet", "manifest.json", "lengths.bin", "lengths.sums"] {
         fs::write(folder.path().join(format!("{name}.0123456789abcdef.partial")), b"half").expect("litter");
     }
     // Killed after the shard was renamed and before its completion was.
@@ -179,16 +179,33 @@ fn notes_come_back_with_the_shard() {
 fn a_damaged_or_lost_lengths_index_is_made_again_from_the_shards() {
     let (whole, folder) = stopped();
     build(folder.path());
-    let (build, path) = (open(folder.path()), folder.path().join("lengths.bin"));
+    let build = open(folder.path());
     let manifest = build.manifest().expect("a readable folder").expect("a manifest");
     assert!(!build.repair_lengths(&manifest).expect("a good index"));
-    let mut content = fs::read(&path).expect("the index");
-    content[20] ^= 4;
-    fs::write(&path, content).expect("a damaged index");
-    assert!(build.repair_lengths(&manifest).expect("made again"));
-    fs::remove_file(&path).expect("removed");
-    assert!(build.repair_lengths(&manifest).expect("made again"));
-    assert_eq!(contents(folder.path()), whole);
+    for name in ["lengths.bin", "lengths.sums"] {
+        let path = folder.path().join(name);
+        let mut content = fs::read(&path).expect("the index");
+        content[20] ^= 4;
+        fs::write(&path, content).expect("a damaged index");
+        assert!(build.repair_lengths(&manifest).expect("made again"), "{name}");
+        assert_eq!(contents(folder.path()), whole);
+        fs::remove_file(&path).expect("removed");
+        assert!(build.repair_lengths(&manifest).expect("made again"), "{name}");
+        assert_eq!(contents(folder.path()), whole);
+    }
+}
+
+#[test]
+fn a_lengths_index_that_comes_out_otherwise_replaces_nothing() {
+    let (_, folder) = stopped();
+    build(folder.path());
+    let (build, path) = (open(folder.path()), folder.path().join("lengths.bin"));
+    let mut manifest = build.manifest().expect("a readable folder").expect("a manifest");
+    manifest.lengths.checksum.0[0] ^= 1;
+    let before = contents(folder.path());
+    let fault = build.repair_lengths(&manifest).expect_err("the shards say otherwise");
+    assert!(fault.is_damage() && fault.to_string().contains(path.to_str().expect("UTF-8")), "{fault}");
+    assert_eq!(contents(folder.path()), before);
 }
 
 #[test]

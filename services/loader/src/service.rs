@@ -11,7 +11,7 @@ use tonic::body::Body;
 use tonic::metadata::GRPC_CONTENT_TYPE;
 use tonic::server::NamedService;
 use tower_service::Service;
-use vela_dataset::{Provenance, spec_fingerprint};
+use vela_dataset::Provenance;
 use vela_proto::v1;
 use vela_proto::{
     ServiceError, WireMessage, decode_position, decode_request, decode_requests, encode_answer, encode_batch,
@@ -76,7 +76,7 @@ impl LoaderService {
         let _asking = tenant.begin_question().await;
         let partition = partition.or(Some(v1::Partition { rank: 0, world: 1 }));
         let share = Request::decode(&self.shared, tenant, &dataset, spec, partition)?.plan(tenant).await?.share;
-        let spec_fingerprint = encode_fingerprint(&spec_fingerprint(share.spec()));
+        let spec_fingerprint = encode_fingerprint(&share.spec_fingerprint());
         let steps_per_epoch = share.plan().steps_per_epoch();
         Ok(v1::DescribeDatasetResponse { info, spec_fingerprint, steps_per_epoch })
     }

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Reads a version 1 shard set with pyarrow alone and writes what it found to pyarrow.json.
+"""Reads a version 2 shard set with pyarrow alone and writes what it found to pyarrow.json.
 
 Shows that a shard is plain Parquet: the columns, an image found by (image_rows, image_indices), and each of its
-checksums recomputed by zlib. The committed result was made from pipeline/shard/tests/data/v1; the test
+checksums recomputed by zlib. The committed result was made from pipeline/shard/tests/data/v2; the test
 `pipeline/shard/tests/pyarrow.rs` compares it with what Vela reads.
 Requirements: pyarrow>=20.
 
@@ -15,7 +15,7 @@ import zlib
 import pyarrow.parquet as parquet
 
 HERE = pathlib.Path(__file__).resolve().parent
-SET = HERE.parents[2] / "pipeline" / "shard" / "tests" / "data" / "v1"
+SET = HERE.parents[2] / "pipeline" / "shard" / "tests" / "data" / "v2"
 
 
 def image(pixels, row, index, image_bytes):

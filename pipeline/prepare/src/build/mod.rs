@@ -18,7 +18,7 @@ use std::time::Instant;
 
 use vela_processor::Processor;
 use vela_runtime::{Progress, Shutdown};
-use vela_shard::{BuildFolder, CompletedShard, Manifest, ShardEntry, ShardError, ShardSettings, Store};
+use vela_shard::{BuildFolder, Manifest, ShardEntry, ShardError, ShardSettings, Store};
 use vela_types::Sample;
 
 pub(crate) use config::check_share;
@@ -185,19 +185,20 @@ impl OpenBuild {
     /// Makes a shard set of the completed shards, whoever made them. Refuses while one is missing.
     fn commit(&self) -> Result<Manifest, PrepareError> {
         let num_shards = self.plan.shards.len() as u32;
-        let completed = match self.folder.all_completed(num_shards) {
+        let mut notes = ShardNotes::default();
+        let gathered = self.folder.gather(num_shards, |index, known| {
+            let incomplete = || ShardError::Incomplete { path: self.store.path(""), index };
+            notes.append(ShardNotes::from_json(known).ok_or_else(incomplete)?);
+            Ok(())
+        });
+        let shards = match gathered {
             // An equal build may have been faster, and its completions are gone.
             Err(fault @ ShardError::Incomplete { .. }) => return Ok(self.folder.manifest()?.ok_or(fault)?),
-            completed => completed?,
+            gathered => gathered?,
         };
-        let (mut shards, mut notes): (Vec<CompletedShard>, _) = (Vec::new(), ShardNotes::default());
-        for (index, (shard, known)) in (0..).zip(completed) {
-            let path = self.store.path("");
-            notes.append(ShardNotes::from_json(known).ok_or(ShardError::Incomplete { path, index })?);
-            shards.push(shard);
-        }
         write_file(self.store.as_ref(), REJECTS_FILE, notes.to_lines().as_bytes())?;
-        if shards.iter().all(|shard| shard.entry.rows == 0) {
+        if shards.is_empty() {
+            drop(shards);
             let rejects = self.store.path(REJECTS_FILE).into();
             abandon(&self.folder, &self.output, &self.processor_files)?;
             leave(self.store.as_ref())?;
@@ -205,7 +206,7 @@ impl OpenBuild {
         }
         let mut echo = self.plan.echo.clone();
         echo["dropped_turns"] = notes.dropped_turns.into();
-        let manifest = self.folder.commit_completed(shards, notes.counts(), echo)?;
+        let manifest = self.folder.commit_gathered(shards, notes.counts(), echo)?;
         leave(self.store.as_ref())?;
         Ok(manifest)
     }

@@ -186,7 +186,7 @@ pub fn shard_stats(config: &StatsConfig, progress: &Progress) -> Result<StatsRep
     let store = open_shards("--shards", &config.shards)?;
     let manifest = load_manifest(store.as_ref(), &config.shards)?;
     let index = manifest.open_lengths(store.as_ref())?;
-    let lengths: Vec<RecordLengths> = (0..index.len()).map(|at| index.get(at)).collect();
+    let lengths: Vec<RecordLengths> = (0..index.len()).map(|at| index.get(at)).collect::<Result<_, _>>()?;
     let counts = count_rows(store.as_ref(), &manifest, config.workers, progress)?;
     let mut report = assemble(config, &manifest, &lengths, counts);
     report.seconds = started.elapsed().as_secs_f64();

@@ -94,12 +94,12 @@ fn a_damaged_copy_is_fetched_again() {
     };
     shorten(&copy(&manifest.shards[1].checksum));
     flip(&copy(&entry.checksum));
-    flip(&copy(&manifest.lengths.checksum));
+    flip(&copy(&manifest.lengths_sums.checksum));
     // Left by a process that was killed.
     fs::remove_file(copy(&manifest.shards[2].checksum)).expect("a copy");
     fs::write(cache.path().join(format!("{}.partial", manifest.shards[2].checksum)), "half").expect("litter");
     assert_eq!(read_set(store.as_ref()).expect("fetched again"), records(11));
-    assert_eq!(copies(cache.path()).len(), 4);
+    assert_eq!(copies(cache.path()).len(), 5);
 }
 
 #[test]

@@ -79,7 +79,10 @@ fn builds_of_one_plan_all_end_with_the_same_manifest() {
     assert_eq!(commit(&second).expect("the same commit"), committed);
     write_shard(&late, 0, &records(3));
     assert_eq!(commit(&late).expect("the same commit"), committed);
-    assert_eq!(store.list().expect("a listing"), ["lengths.bin", "manifest.json", "shard-00000.parquet"]);
+    assert_eq!(
+        store.list().expect("a listing"),
+        ["lengths.bin", "lengths.sums", "manifest.json", "shard-00000.parquet"]
+    );
 }
 
 #[test]
