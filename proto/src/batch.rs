@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use bytes::{BufMut, Bytes, BytesMut};
 use prost::Message;
 use prost::encoding::{encode_varint, encoded_len_varint};
-use vela_types::{Batch, DType, HostTensor};
+use vela_types::{Batch, DType, HostTensor, ScatteredBatch};
 
 use crate::spec::encode_position;
 use crate::v1::{self, TensorRole, batch_part::Part};
@@ -32,9 +32,15 @@ pub(crate) const TENSORS: [(TensorRole, DType); 5] = [
     (TensorRole::Pixels, DType::U8),
 ];
 
-/// Follows the order of [`TENSORS`].
-fn tensors(batch: &Batch) -> [&HostTensor; 5] {
-    [&batch.input_ids, &batch.labels, &batch.position_ids, &batch.document_ids, &batch.pixels]
+/// Shape of each tensor, in the order of [`TENSORS`].
+fn shapes(batch: &ScatteredBatch) -> [&[usize]; 5] {
+    let tokens = token_tensors(&batch.rest).map(HostTensor::shape);
+    [tokens[0], tokens[1], tokens[2], tokens[3], &batch.pixel_shape]
+}
+
+/// Those of [`TENSORS`] before the pixels.
+fn token_tensors(batch: &Batch) -> [&HostTensor; 4] {
+    [&batch.input_ids, &batch.labels, &batch.position_ids, &batch.document_ids]
 }
 
 pub(crate) fn encode_dtype(dtype: DType) -> v1::DType {
@@ -47,12 +53,14 @@ pub(crate) fn encode_dtype(dtype: DType) -> v1::DType {
 }
 
 /// Everything of `batch` but its payload.
-fn batch_header(batch: &Batch) -> v1::BatchHeader {
-    let tensor_header = |((role, _), tensor): (&(TensorRole, DType), &HostTensor)| v1::TensorHeader {
+fn batch_header(batch: &ScatteredBatch) -> v1::BatchHeader {
+    let tensor_header = |((role, dtype), shape): (&(TensorRole, DType), &[usize])| v1::TensorHeader {
         role: (*role).into(),
-        dtype: encode_dtype(tensor.dtype()).into(),
-        shape: tensor.shape().iter().map(|&extent| extent as u64).collect(),
+        dtype: encode_dtype(*dtype).into(),
+        shape: shape.iter().map(|&extent| extent as u64).collect(),
     };
+    let tensors = TENSORS.iter().zip(shapes(batch)).map(tensor_header).collect();
+    let batch = &batch.rest;
     let spans = batch.image_spans.iter().map(|span| v1::ImageSpan { row: span.row, start: span.start });
     let slots = batch.samples.iter().map(|slot| v1::SampleSlot {
         row: slot.row,
@@ -64,7 +72,7 @@ fn batch_header(batch: &Batch) -> v1::BatchHeader {
         position: Some(encode_position(batch.position)),
         num_micro: batch.num_micro,
         step_label_tokens: batch.step_label_tokens,
-        tensors: TENSORS.iter().zip(tensors(batch)).map(tensor_header).collect(),
+        tensors,
         image_spans: spans.collect(),
         samples: slots.collect(),
     }
@@ -82,11 +90,16 @@ pub struct EncodedPart {
 
 /// `batch` as the messages it travels in: its header, then its payload in chunks of at most [`PART_BYTES`].
 ///
-/// No byte of a tensor is copied: the pieces share the tensors' memory, across the seams between them too. Framing: gRPC over HTTP/2,
+/// No byte of a tensor is copied: the pieces share the memory of the tensors and of pixels in pieces, across the seams between them too. Framing: gRPC over HTTP/2,
 /// "Length-Prefixed-Message"; fields: `BatchPart` in `loader.proto`.
-pub fn encode_batch(batch: &Batch) -> impl Iterator<Item = EncodedPart> + Send + use<> {
-    let header = v1::BatchPart { part: Some(Part::Header(batch_header(batch))) };
-    let mut segments: VecDeque<Bytes> = tensors(batch).map(|tensor| tensor.data().clone()).into();
+pub fn encode_batch<B: Into<ScatteredBatch>>(batch: B) -> impl Iterator<Item = EncodedPart> + Send + use<B> {
+    encode_scattered(batch.into())
+}
+
+fn encode_scattered(batch: ScatteredBatch) -> impl Iterator<Item = EncodedPart> + Send + use<> {
+    let header = v1::BatchPart { part: Some(Part::Header(batch_header(&batch))) };
+    let mut segments: VecDeque<Bytes> = token_tensors(&batch.rest).map(|tensor| tensor.data().clone()).into();
+    segments.extend(batch.pixel_pieces);
     let mut offset = 0u64;
     let chunks = std::iter::from_fn(move || {
         let payload = take_chunk(&mut segments);

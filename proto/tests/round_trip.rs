@@ -7,7 +7,7 @@ use vela_proto::v1::{self, batch_part::Part};
 use vela_proto::{EncodedPart, PART_BYTES, PartReader, Received, WireError, encode_batch};
 use vela_types::{
     Batch, BatchSpec, Cursor, DType, DatasetInfo, Fingerprint, HostTensor, ImageNormalization, ImageShape, ImageSpan,
-    PackingSpec, Position, ProcessorSummary, SampleSlot,
+    PackingSpec, Position, ProcessorSummary, SampleSlot, ScatteredBatch,
 };
 
 const LIMIT: usize = 64 << 20;
@@ -45,7 +45,7 @@ fn parts(batch: &Batch) -> Vec<v1::BatchPart> {
         assert_eq!(decoded.encode_to_vec(), message, "as prost would have written it");
         decoded
     };
-    encode_batch(batch).map(decode).collect()
+    encode_batch(batch.clone()).map(decode).collect()
 }
 
 /// What a server of any other make sends for `parts`.
@@ -90,7 +90,7 @@ proptest! {
         cuts in prop::collection::vec(1usize..5000, 0..4),
     ) {
         let batch = batch(rows, columns, images, side);
-        let encoded: Vec<_> = encode_batch(&batch).chain(encode_batch(&batch)).collect();
+        let encoded: Vec<_> = encode_batch(batch.clone()).chain(encode_batch(batch.clone())).collect();
         let payload: usize = encoded.iter().map(|part| part.payload_bytes).sum();
         prop_assert!(encoded.iter().all(|part| part.pieces.iter().map(Bytes::len).sum::<usize>() <= 1 << 20));
         prop_assert_eq!(payload, 2 * batch.num_bytes());
@@ -99,6 +99,26 @@ proptest! {
         let (batches, received) = read(bytes, &cuts).expect("a stream as it is sent");
         prop_assert_eq!(received, payload);
         prop_assert_eq!(batches, vec![batch.clone(), batch]);
+    }
+
+    #[test]
+    fn pixels_in_pieces_travel_as_pixels_in_one(images in 0usize..4, side in 1usize..400, cuts in prop::collection::vec(1usize..200_000, 1..5)) {
+        let whole = batch(2, 9, images, side);
+        let mut scattered = ScatteredBatch::from(whole.clone());
+        let mut pixels = scattered.pixel_pieces.remove(0);
+        for cut in cuts.iter().cycle() {
+            scattered.pixel_pieces.push(pixels.split_to((*cut).min(pixels.len())));
+            if pixels.is_empty() {
+                break;
+            }
+        }
+        prop_assert_eq!(scattered.num_bytes(), whole.num_bytes());
+        let on_the_wire = |parts: &mut dyn Iterator<Item = EncodedPart>| parts.map(|part| part.pieces.into_iter().flatten().collect()).collect::<Vec<Vec<u8>>>();
+        prop_assert_eq!(
+            on_the_wire(&mut encode_batch(scattered.clone())),
+            on_the_wire(&mut encode_batch(whole.clone()))
+        );
+        prop_assert_eq!(scattered.gather().expect("its own pieces"), whole);
     }
 
     /// Fields may come in any order and unknown ones in between: whoever writes so is understood.
@@ -192,7 +212,7 @@ fn no_tensor_is_copied() {
     let batch = batch(1, 4, 4, 700);
     let tensors = [&batch.input_ids, &batch.labels, &batch.position_ids, &batch.document_ids, &batch.pixels];
     let ranges = tensors.map(|tensor| tensor.data().as_ptr_range());
-    let parts: Vec<_> = encode_batch(&batch).collect();
+    let parts: Vec<_> = encode_batch(batch.clone()).collect();
     assert!(parts.len() > 6 && parts.iter().all(|part| part.payload_bytes <= PART_BYTES));
     let payload = parts.iter().skip(1).flat_map(|part| part.pieces.iter().skip(1));
     let pieces: Vec<_> = payload.collect();

@@ -8,7 +8,7 @@ use std::cell::RefCell;
 use bytes::Bytes;
 use rayon::prelude::*;
 use vela_shard::RowBuffer;
-use vela_types::{Batch, BatchSpec, DType, HostTensor, IGNORE_LABEL, ImageSpan, Position, SampleSlot};
+use vela_types::{Batch, BatchSpec, DType, HostTensor, IGNORE_LABEL, ImageSpan, Position, SampleSlot, ScatteredBatch};
 
 use crate::extent::expanded_length;
 use crate::health::RecordHealth;
@@ -26,6 +26,15 @@ pub enum DamagePolicy {
     Mask,
     /// As `Mask` for this many different records; one more fails the batch.
     Budget(u64),
+}
+
+/// Where the pixels of a batch lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum PixelPlace {
+    /// In one tensor of the batch.
+    Gathered,
+    /// In the mapped shards.
+    Stored,
 }
 
 /// What stands in a row of the batch, or in a part of it.
@@ -73,7 +82,11 @@ pub(crate) struct Rows {
     labels: Vec<u8>,
     position_ids: Vec<u8>,
     document_ids: Vec<u8>,
+    place: PixelPlace,
+    /// Of [`PixelPlace::Gathered`].
     pixels: PooledPixels,
+    /// Of [`PixelPlace::Stored`], image by image.
+    stored_images: Vec<Bytes>,
     shape_bt: [usize; 2],
     shape_nchw: [usize; 4],
     image_spans: Vec<ImageSpan>,
@@ -86,10 +99,11 @@ pub(crate) fn collate(
     dataset: &Dataset,
     spec: &BatchSpec,
     mut rows: Vec<Vec<Slot>>,
+    place: PixelPlace,
     health: Option<&RecordHealth>,
 ) -> Result<Rows, DatasetError> {
     loop {
-        let faults = match collate_once(dataset, spec, &rows) {
+        let faults = match collate_once(dataset, spec, &rows, place) {
             Ok(rows) => return Ok(rows),
             Err(faults) => faults,
         };
@@ -136,13 +150,13 @@ impl RowExtent {
     }
 }
 
-/// One row's part of every tensor, to be filled.
+/// One row's part of every tensor, to be filled; no pixels where they stay stored.
 struct RowOut<'a> {
     input_ids: &'a mut [u8],
     labels: &'a mut [u8],
     position_ids: &'a mut [u8],
     document_ids: &'a mut [u8],
-    pixels: &'a mut [u8],
+    pixels: Option<&'a mut [u8]>,
 }
 
 /// What a filled slot tells of itself.
@@ -151,12 +165,14 @@ struct SampleDone {
     id: String,
     /// First column of each image.
     starts: Vec<u32>,
+    /// The images, where they stay stored.
+    images: Vec<Bytes>,
 }
 
-fn collate_once(dataset: &Dataset, spec: &BatchSpec, rows: &[Vec<Slot>]) -> Result<Rows, RowFaults> {
+fn collate_once(dataset: &Dataset, spec: &BatchSpec, rows: &[Vec<Slot>], place: PixelPlace) -> Result<Rows, RowFaults> {
     let extents = of_rows(rows.iter().map(|slots| RowExtent::of(dataset, spec, slots)))?;
     check_longest(dataset, spec, rows, &extents).map_err(|fault| vec![fault])?;
-    let mut out = Rows::allocate(dataset, &extents);
+    let mut out = Rows::allocate(dataset, &extents, place);
     let done = out.fill(dataset, spec, rows, &extents)?;
     for (row, (slots, done)) in rows.iter().zip(done).enumerate() {
         out.describe(row as u32, slots, done);
@@ -198,18 +214,21 @@ fn check_longest(
 }
 
 impl Rows {
-    fn allocate(dataset: &Dataset, extents: &[RowExtent]) -> Self {
+    fn allocate(dataset: &Dataset, extents: &[RowExtent], place: PixelPlace) -> Self {
         let shape = dataset.info().processor.image_shape;
         let num_rows = extents.len();
         let columns = extents.iter().map(|extent| extent.columns).max().unwrap_or(0).max(1) as usize;
-        let num_images = extents.iter().map(|extent| extent.num_images).sum();
+        let num_images: usize = extents.iter().map(|extent| extent.num_images).sum();
+        let num_gathered = if place == PixelPlace::Gathered { num_images } else { 0 };
         let token_bytes = num_rows * columns * DType::I32.size_in_bytes();
         Self {
             input_ids: vec![0; token_bytes],
             labels: vec![0; token_bytes],
             position_ids: vec![0; token_bytes],
             document_ids: vec![0; token_bytes],
-            pixels: dataset.take_pixels(num_images * shape.num_elements()),
+            place,
+            pixels: dataset.take_pixels(num_gathered * shape.num_elements()),
+            stored_images: Vec::with_capacity(num_images - num_gathered),
             shape_bt: [num_rows, columns],
             shape_nchw: [num_images, shape.channels as usize, shape.height as usize, shape.width as usize],
             image_spans: Vec::with_capacity(num_images),
@@ -237,13 +256,14 @@ impl Rows {
     /// Cuts the tensors into one part per row.
     fn split_rows(&mut self, extents: &[RowExtent], image_bytes: usize) -> Vec<RowOut<'_>> {
         let row_bytes = self.shape_bt[1] * DType::I32.size_in_bytes();
+        let is_gathered = self.place == PixelPlace::Gathered;
         let mut pixels = &mut self.pixels[..];
         let tokens = self.input_ids.chunks_exact_mut(row_bytes).zip(self.labels.chunks_exact_mut(row_bytes));
         let places = self.position_ids.chunks_exact_mut(row_bytes).zip(self.document_ids.chunks_exact_mut(row_bytes));
         let rows = tokens.zip(places).zip(extents);
         rows.map(|(((input_ids, labels), (position_ids, document_ids)), extent)| {
-            let row_pixels = pixels.split_off_mut(..extent.num_images * image_bytes);
-            let pixels = row_pixels.expect("allocated for these extents");
+            let mut of_row = || pixels.split_off_mut(..extent.num_images * image_bytes);
+            let pixels = is_gathered.then(|| of_row().expect("allocated for these extents"));
             RowOut { input_ids, labels, position_ids, document_ids, pixels }
         })
         .collect()
@@ -251,7 +271,8 @@ impl Rows {
 
     /// Lists the samples and images of row `row`.
     fn describe(&mut self, row: u32, slots: &[Slot], done: Vec<SampleDone>) {
-        for (slot, SampleDone { id, starts }) in slots.iter().zip(done) {
+        for (slot, SampleDone { id, starts, images }) in slots.iter().zip(done) {
+            self.stored_images.extend(images);
             self.image_spans.extend(starts.into_iter().map(|start| ImageSpan { row, start }));
             let (index, valid) = match *slot {
                 Slot::Sample(index) => (index, true),
@@ -262,7 +283,21 @@ impl Rows {
         }
     }
 
-    /// The batch, with its place and the divisor of its step's loss.
+    /// As [`Rows::into_batch`], the pixels left where they lie.
+    pub(crate) fn into_scattered(
+        mut self,
+        position: Position,
+        num_micro: u32,
+        step_label_tokens: u64,
+    ) -> Result<ScatteredBatch, DatasetError> {
+        let pixel_shape = self.shape_nchw.to_vec();
+        let pixel_pieces = std::mem::take(&mut self.stored_images);
+        self.shape_nchw[0] = 0;
+        let rest = self.into_batch(position, num_micro, step_label_tokens)?;
+        Ok(ScatteredBatch { rest, pixel_shape, pixel_pieces })
+    }
+
+    /// The batch, with its place and the divisor of its step's loss; of gathered pixels.
     pub(crate) fn into_batch(
         self,
         position: Position,
@@ -322,13 +357,23 @@ impl RowWriter<'_> {
         let Self { dataset, spec, .. } = *self;
         let processor = &dataset.info().processor;
         let image_bytes = processor.image_shape.num_elements();
-        let pixels = self.out.pixels.split_off_mut(..dataset.lengths(index)?.num_images as usize * image_bytes);
-        let pixels = pixels.expect("allocated for these images");
-        dataset.read_with(index, |reader, row| {
+        let num_bytes = dataset.lengths(index)?.num_images as usize * image_bytes;
+        let mut pixels = self.out.pixels.as_mut().map(|pixels| {
+            let of_sample = pixels.split_off_mut(..num_bytes);
+            of_sample.expect("allocated for these images")
+        });
+        let images = dataset.read_with(index, |reader, row| {
             reader.read_row(row, buffer)?;
             check_lengths(dataset, index, buffer)?;
-            let mut images = buffer.images.iter().zip(pixels.chunks_exact_mut(image_bytes));
-            Ok(images.try_for_each(|(home, out)| reader.copy_image(row, &buffer.id, home, out))?)
+            let homes = buffer.images.iter();
+            match &mut pixels {
+                Some(pixels) => {
+                    let mut images = homes.zip(pixels.chunks_exact_mut(image_bytes));
+                    images.try_for_each(|(home, out)| reader.copy_image(row, &buffer.id, home, out))?;
+                    Ok(Vec::new())
+                }
+                None => Ok(homes.map(|home| reader.image(row, &buffer.id, home)).collect::<Result<_, _>>()?),
+            }
         })?;
         let (start, end) = (self.end, self.end + expanded_length(&buffer.lengths(), spec) as usize);
         let columns = 4 * start..4 * end;
@@ -343,7 +388,7 @@ impl RowWriter<'_> {
         write_words(&mut self.out.position_ids[columns.clone()], 0..(end - start) as i32);
         fill_words(&mut self.out.document_ids[columns], self.num_documents);
         self.end = end;
-        Ok(SampleDone { id: buffer.id.clone(), starts })
+        Ok(SampleDone { id: buffer.id.clone(), starts, images })
     }
 
     /// Pads what is left.

@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 use vela_shard::{Manifest, RowBuffer, ShardReader, Store, open_store};
-use vela_types::{Batch, BatchSpec, Cursor, DatasetInfo, Fingerprint, Position, Record, RecordLengths};
+use vela_types::{Batch, BatchSpec, Cursor, DatasetInfo, Fingerprint, Position, Record, RecordLengths, ScatteredBatch};
 
 use crate::blended::{BlendPart, Weight, blend_info};
-use crate::collate::{DamagePolicy, Slot, batch_bytes, collate};
+use crate::collate::{DamagePolicy, PixelPlace, Rows, Slot, batch_bytes, collate};
 use crate::epoch::{EpochRows, Part};
 use crate::extent::{LengthProfile, expanded_length};
 use crate::health::RecordHealth;
@@ -330,15 +330,35 @@ impl Dataset {
     }
 
     pub(crate) fn make_batch(&self, rows: &PlannedRows, position: Position) -> Result<Batch, DatasetError> {
+        let (made, labels) = self.collated(rows, position, PixelPlace::Gathered)?;
+        made.into_batch(position, rows.plan.num_micro(), labels)
+    }
+
+    /// [`Dataset::make_batch`] for who only sends it on: pixels of local shards are slices of the mapped files, their checksums verified.
+    /// Those of a cache are copied all the same, since a slow consumer would keep their room taken.
+    pub(crate) fn make_scattered(
+        &self,
+        rows: &PlannedRows,
+        position: Position,
+    ) -> Result<ScatteredBatch, DatasetError> {
+        if self.parts.iter().any(|part| part.set.maps_copies()) {
+            return self.make_batch(rows, position).map(ScatteredBatch::from);
+        }
+        let (made, labels) = self.collated(rows, position, PixelPlace::Stored)?;
+        made.into_scattered(position, rows.plan.num_micro(), labels)
+    }
+
+    /// The rows of the micro-batch at `position`, and the labels of its whole step.
+    fn collated(&self, rows: &PlannedRows, position: Position, place: PixelPlace) -> Result<(Rows, u64), DatasetError> {
         let PlannedRows { spec, name, units, plan } = rows;
         let micro = plan.micro_rows(position)?;
         let epoch = self.epoch_of(spec, *name, units, position.epoch)?;
         let slots = micro.places.map(|place| self.slots(&epoch, place));
         let masked = (0..micro.num_masked).map(|_| vec![Slot::Padding]);
-        let rows = collate(self, spec, slots.chain(masked).collect(), self.health.as_ref())?;
+        let made = collate(self, spec, slots.chain(masked).collect(), place, self.health.as_ref())?;
         let step = (*name, position.epoch, position.step);
         let labels = self.step_labels.get(step, || self.step_label_tokens(plan, &epoch, position.step))?;
-        rows.into_batch(position, plan.num_micro(), *labels)
+        Ok((made, *labels))
     }
 
     /// Part and shard of each sample that is read for the micro-batch at `position`.

@@ -106,6 +106,11 @@ impl ShardSet {
         self.reader(shard).map(drop)
     }
 
+    /// Whether its shards are copies in a cache.
+    pub(crate) fn maps_copies(&self) -> bool {
+        self.store.maps_copies()
+    }
+
     pub(crate) fn is_open(&self, shard: usize) -> bool {
         self.slots[shard].is_open()
     }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use vela_types::{Batch, BatchSpec, Cursor, Fingerprint, Position};
+use vela_types::{Batch, BatchSpec, Cursor, Fingerprint, Position, ScatteredBatch};
 
 use crate::dataset::PlannedRows;
 use crate::{Dataset, DatasetError, Partition, StepPlan};
@@ -73,6 +73,11 @@ impl Share {
             let threads: Vec<_> = at_once.map(|some| scope.spawn(move || some.iter().try_for_each(open))).collect();
             threads.into_iter().try_for_each(|thread| thread.join().unwrap_or(Err(DatasetError::WorkerLost)))
         })
+    }
+
+    /// [`Share::batch`] for who only sends it on: its pixels stay in the mapped shards where those are local.
+    pub fn scattered_batch(&self, position: Position) -> Result<ScatteredBatch, DatasetError> {
+        self.dataset.make_scattered(&self.rows, position)
     }
 
     /// Makes the micro-batch at `position`. Equal shares and positions give equal batches, always.

@@ -12,7 +12,7 @@ use fixture::{records, settings, write_set, write_set_into};
 use vela_dataset::{DamagePolicy, Dataset, LocalSource, Partition, Share};
 use vela_shard::{RemoteOptions, RemoteStore};
 use vela_tests::s3::S3Server;
-use vela_types::{Batch, BatchSource, BatchSpec, Position};
+use vela_types::{Batch, BatchSource, BatchSpec, PackingSpec, Position};
 
 const NUM_RECORDS: u64 = 40;
 const ROWS_PER_SHARD: usize = 4;
@@ -155,6 +155,25 @@ fn an_object_that_is_damaged_is_not_fetched_for_every_record_of_it() {
         assert_eq!(dataset.num_damaged(), if policy == DamagePolicy::Fail { 0 } else { ROWS_PER_SHARD as u64 });
         let fetched = sets.server.count_requests("GET", "shard-00003");
         assert!((1..=2).contains(&fetched), "fetched {fetched} times under {policy:?}: twice is to be sure");
+    }
+}
+
+#[test]
+fn scattered_batches_are_the_batches_and_copy_no_local_pixel() {
+    let sets = Sets::new();
+    let packed = BatchSpec { packing: Some(PackingSpec { max_images: 4, window: 16 }), ..SPEC };
+    for spec in [SPEC, packed] {
+        for (dataset, is_local) in [(sets.local(), true), (sets.remote(u64::MAX), false)] {
+            let share = Share::new(Arc::new(dataset), spec.clone(), Partition::WHOLE).expect("a good spec");
+            for step in 0..share.plan().steps_per_epoch() {
+                let position = Position { epoch: 1, step, micro: 0 };
+                let (scattered, whole) = (share.scattered_batch(position), share.batch(position).expect("a batch"));
+                let scattered = scattered.expect("a batch");
+                assert_eq!(scattered.num_bytes(), whole.num_bytes());
+                assert_eq!(scattered.pixel_pieces.len(), if is_local { whole.image_spans.len() } else { 1 });
+                assert_eq!(scattered.gather().expect("its own pieces"), whole);
+            }
+        }
     }
 }
 

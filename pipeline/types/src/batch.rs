@@ -197,6 +197,44 @@ impl Batch {
     }
 }
 
+/// A micro-batch whose pixels lie in pieces wherever they are stored: for those who only send it on.
+#[derive(Clone, Debug)]
+pub struct ScatteredBatch {
+    /// All of it but the pixels, whose tensor holds no image.
+    pub rest: Batch,
+    /// `[N, C, H, W]` of the pixels.
+    pub pixel_shape: Vec<usize>,
+    /// The bytes of the pixels, one piece after another.
+    pub pixel_pieces: Vec<Bytes>,
+}
+
+impl ScatteredBatch {
+    /// Bytes of all tensors.
+    pub fn num_bytes(&self) -> usize {
+        self.rest.num_bytes() + self.pixel_pieces.iter().map(Bytes::len).sum::<usize>()
+    }
+
+    /// The batch with its pixels copied together.
+    ///
+    /// # Errors
+    /// If the pieces do not fill the shape.
+    pub fn gather(self) -> Result<Batch, TensorError> {
+        let pixels = HostTensor::new(DType::U8, self.pixel_shape, self.pixel_pieces.concat().into())?;
+        Ok(Batch { pixels, ..self.rest })
+    }
+}
+
+impl From<Batch> for ScatteredBatch {
+    fn from(batch: Batch) -> Self {
+        let pixel_shape = batch.pixels.shape.clone();
+        let mut no_images = pixel_shape.clone();
+        no_images[0] = 0;
+        let nothing = HostTensor { dtype: DType::U8, shape: no_images, data: Bytes::new() };
+        let pixels = batch.pixels.data;
+        Self { rest: Batch { pixels: nothing, ..batch }, pixel_shape, pixel_pieces: vec![pixels] }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -14,7 +14,7 @@ mod sample;
 mod seed;
 mod source;
 
-pub use batch::{Batch, BatchSpec, HostTensor, ImageSpan, PackingSpec, SampleSlot, TensorError};
+pub use batch::{Batch, BatchSpec, HostTensor, ImageSpan, PackingSpec, SampleSlot, ScatteredBatch, TensorError};
 pub use cursor::{CURSOR_VERSION, Cursor, CursorMismatch, Position};
 pub use dtype::DType;
 pub use fingerprint::{Fingerprint, ParseFingerprintError};

@@ -100,7 +100,7 @@ impl LoaderService {
         let position = decode_position(position)?;
         let batch = Arc::clone(&self.shared).build(wanted.plan(tenant).await?, position).await?;
         let tenant = Arc::clone(tenant);
-        let parts = tokio_stream::iter(encode_batch(&batch)).then(move |part| {
+        let parts = tokio_stream::iter(encode_batch(batch)).then(move |part| {
             let (admission, tenant) = (Arc::clone(&admission), Arc::clone(&tenant));
             async move {
                 let _held = admission;

@@ -15,7 +15,7 @@ use vela_dataset::Partition;
 use vela_proto::v1::{self, stream_batches_request::Request as Asked};
 use vela_proto::{EncodedPart, ErrorKind, ServiceError, WireError, decode_cursor, encode_batch};
 use vela_runtime::Shutdown;
-use vela_types::{Batch, Position};
+use vela_types::{Position, ScatteredBatch};
 
 use crate::error::to_service_error;
 use crate::shared::{Admission, Order, Request, Shared};
@@ -101,7 +101,7 @@ impl Session {
             let batch = upcoming.finish().await?;
             position = plan.after(position);
             upcoming = self.begin_batch(position);
-            if !self.send_batch(&batch).await {
+            if !self.send_batch(batch).await {
                 return Ok(());
             }
         }
@@ -113,7 +113,7 @@ impl Session {
     }
 
     /// False if the consumer is gone.
-    async fn send_batch(&self, batch: &Batch) -> bool {
+    async fn send_batch(&self, batch: ScatteredBatch) -> bool {
         let totals = &self.shared.totals;
         let (mut waited, mut sent) = (Duration::ZERO, 0);
         for part in encode_batch(batch) {
@@ -224,10 +224,10 @@ impl Stream for Parts {
 }
 
 /// A batch being made; let go of, it is not waited for, nor begun if it still waits for a core.
-struct UpcomingBatch(JoinHandle<Result<Batch, ServiceError>>);
+struct UpcomingBatch(JoinHandle<Result<ScatteredBatch, ServiceError>>);
 
 impl UpcomingBatch {
-    async fn finish(mut self) -> Result<Batch, ServiceError> {
+    async fn finish(mut self) -> Result<ScatteredBatch, ServiceError> {
         (&mut self.0).await.map_err(|error| ServiceError::new(ErrorKind::Internal, error))?
     }
 }

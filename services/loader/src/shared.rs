@@ -10,7 +10,7 @@ use vela_dataset::{DatasetError, Partition, Share};
 use vela_proto::v1;
 use vela_proto::{ErrorKind, ServiceError, decode_partition, decode_spec};
 use vela_runtime::Shutdown;
-use vela_types::{Batch, BatchSpec, Position};
+use vela_types::{BatchSpec, Position, ScatteredBatch};
 
 use crate::LoaderReport;
 use crate::catalog::{Catalog, Served};
@@ -76,7 +76,11 @@ impl Shared {
 
     /// Makes a batch off the async threads. Its shards come first, without a place among the builders: waiting for a store takes no
     /// core from those whose data is here.
-    pub(crate) async fn build(self: Arc<Self>, order: Order, position: Position) -> Result<Batch, ServiceError> {
+    pub(crate) async fn build(
+        self: Arc<Self>,
+        order: Order,
+        position: Position,
+    ) -> Result<ScatteredBatch, ServiceError> {
         let Order { served, share } = order;
         let fetching = Arc::clone(&served.fetchers).acquire_owned().await;
         let wanted = share.clone();
@@ -89,12 +93,12 @@ impl Shared {
         let started = Instant::now();
         let batch = off_thread(move || {
             let _held = building;
-            share.batch(position)
+            share.scattered_batch(position)
         })
         .await?;
         let labels = [("dataset", served.name.clone())];
         metrics::histogram!("vela_loader_build_seconds", &labels).record(started.elapsed());
-        let masked = batch.samples.iter().filter(|slot| !slot.valid).count();
+        let masked = batch.rest.samples.iter().filter(|slot| !slot.valid).count();
         metrics::counter!("vela_loader_masked_slots_total", &labels).increment(masked as u64);
         Ok(batch)
     }
