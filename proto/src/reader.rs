@@ -4,9 +4,9 @@ use bytes::{Buf, Bytes, BytesMut};
 use prost::encoding::decode_varint;
 use vela_types::Batch;
 
+use crate::WireError;
 use crate::assemble::Assembler;
 use crate::batch::{CHUNK_DATA_TAG, CHUNK_OFFSET_TAG, GRPC_PREFIX_BYTES, PART_CHUNK_TAG};
-use crate::WireError;
 
 /// Longest opening of a chunk: three tags, two lengths, an offset.
 const MAX_OPENING_BYTES: usize = 3 + 2 * 5 + 10;
