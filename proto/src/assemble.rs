@@ -1,14 +1,16 @@
 //! Header and chunks back into a batch, believing nothing.
 
 use bytes::Bytes;
+use prost::Message;
 use vela_types::{Batch, DType, HostTensor, ImageSpan, SampleSlot};
 
 use crate::batch::{TENSORS, encode_dtype};
+use crate::outline::Outline;
 use crate::payload_pool::PayloadPool;
 use crate::reader::Received;
 use crate::spec::decode_position;
 use crate::v1::{self, batch_part::Part};
-use crate::{PART_BYTES, WireError};
+use crate::{MAX_FRAME_BYTES, MAX_RESPONSE_BYTES, PART_BYTES, WireError};
 
 /// Sample slots, and image spans, of one micro-batch.
 pub const MAX_SAMPLES: usize = 1 << 20;
@@ -18,6 +20,9 @@ const MAX_ID_BYTES: usize = 4 << 10;
 
 /// Axes of a tensor.
 const MAX_AXES: usize = 8;
+
+/// Entries of this much are within every limit.
+const MIN_HEADER_LIMIT: usize = 64 << 10;
 
 /// Collects the parts of one stream into batches. After an error it must be thrown away with its stream.
 #[derive(Debug)]
@@ -49,12 +54,29 @@ impl Assembler {
         Self { max_batch_bytes, pool: PayloadPool::default(), open: None }
     }
 
-    /// Takes a whole part.
-    pub(crate) fn push(&mut self, part: v1::BatchPart) -> Result<Received, WireError> {
+    /// The longest message that a batch of its limit may need.
+    pub(crate) fn max_message_bytes(&self) -> usize {
+        self.max_batch_bytes.clamp(MAX_FRAME_BYTES as usize, MAX_RESPONSE_BYTES)
+    }
+
+    /// Decodes a whole part, once it is known what that takes.
+    pub(crate) fn decode(&mut self, message: Bytes) -> Result<Received, WireError> {
+        let (outline, limit) = (Outline::of(&message)?, self.max_batch_bytes.max(MIN_HEADER_LIMIT));
+        if outline.entry_bytes() > limit {
+            let expected = format!("entries of at most {limit} bytes in memory");
+            return Err(WireError::value("header", expected, outline.entry_bytes()));
+        }
+        let header_bytes = outline.header_bytes(message.len());
+        let part =
+            v1::BatchPart::decode(message).map_err(|fault| WireError::value("message", "a `BatchPart`", fault))?;
+        self.push(part, header_bytes)
+    }
+
+    fn push(&mut self, part: v1::BatchPart, header_bytes: usize) -> Result<Received, WireError> {
         match (part.part, &mut self.open) {
             (Some(Part::Header(header)), None) => {
                 let open = self.open.insert(OpenBatch::new(header, self.max_batch_bytes)?);
-                Ok(Received::Header(open.num_bytes))
+                Ok(Received::Header { payload_bytes: open.num_bytes, header_bytes })
             }
             (Some(Part::Header(_)), Some(open)) => Err(out_of_order(&open.expects(), "a header")),
             (Some(Part::Chunk(chunk)), _) => {
@@ -100,7 +122,11 @@ impl OpenBatch {
             let found = total.map_or("an overflow".to_owned(), |total| format!("{total} bytes"));
             WireError::value("header.tensors", format_args!("at most {max_batch_bytes} bytes"), found)
         })?;
-        check_counts(&header)?;
+        if num_bytes == 0 {
+            // It would cost no credit, so nothing would bound how many come.
+            return Err(WireError::value("header.tensors", "a payload", "0 bytes"));
+        }
+        check_ids(&header)?;
         Ok(Self { header, extents, num_bytes, payload: Vec::new() })
     }
 
@@ -185,11 +211,7 @@ fn decode_tensor(header: &v1::TensorHeader, role: v1::TensorRole, dtype: DType) 
     Ok(TensorExtent { dtype, num_bytes: num_bytes.ok_or_else(too_large)?, shape })
 }
 
-fn check_counts(header: &v1::BatchHeader) -> Result<(), WireError> {
-    let counts = [("header.image_spans", header.image_spans.len()), ("header.samples", header.samples.len())];
-    if let Some((field, count)) = counts.into_iter().find(|(_, count)| *count > MAX_SAMPLES) {
-        return Err(WireError::value(field, format_args!("at most {MAX_SAMPLES}"), count));
-    }
+fn check_ids(header: &v1::BatchHeader) -> Result<(), WireError> {
     match header.samples.iter().find(|slot| slot.id.len() > MAX_ID_BYTES) {
         Some(slot) => Err(WireError::value("sample.id", format_args!("at most {MAX_ID_BYTES} bytes"), slot.id.len())),
         None => Ok(()),

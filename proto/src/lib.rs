@@ -9,6 +9,7 @@ mod batch;
 mod codec;
 mod error;
 mod info;
+mod outline;
 mod payload_pool;
 mod reader;
 mod spec;
@@ -36,7 +37,7 @@ pub use spec::{
 /// Largest HTTP/2 frame that either side accepts: one part fits in one frame.
 pub const MAX_FRAME_BYTES: u32 = 1 << 20;
 
-/// Largest message a consumer accepts: a header of many samples may outgrow a part.
+/// Largest message a consumer accepts: a header of many samples may outgrow a part. Where batches are limited to less, so are messages, down to a part.
 pub const MAX_RESPONSE_BYTES: usize = 16 << 20;
 
 /// Largest message a server accepts: requests are small.

@@ -1,14 +1,12 @@
 //! A batch stream's bytes, as they come, into batches: payload goes straight to where it stays.
 
 use bytes::{Buf, Bytes, BytesMut};
-use prost::Message;
 use prost::encoding::decode_varint;
 use vela_types::Batch;
 
+use crate::WireError;
 use crate::assemble::Assembler;
 use crate::batch::{CHUNK_DATA_TAG, CHUNK_OFFSET_TAG, GRPC_PREFIX_BYTES, PART_CHUNK_TAG};
-use crate::v1;
-use crate::{MAX_RESPONSE_BYTES, WireError};
 
 /// Longest opening of a chunk: three tags, two lengths, an offset.
 const MAX_OPENING_BYTES: usize = 3 + 2 * 5 + 10;
@@ -16,8 +14,13 @@ const MAX_OPENING_BYTES: usize = 3 + 2 * 5 + 10;
 /// What bytes of a stream brought.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Received {
-    /// A batch of this many payload bytes begins.
-    Header(usize),
+    /// A batch begins.
+    Header {
+        /// Bytes of its payload, at least one.
+        payload_bytes: usize,
+        /// Bytes that it takes without them, at most.
+        header_bytes: usize,
+    },
     /// So many bytes of the payload came.
     Payload(usize),
     /// The last byte of a batch came.
@@ -85,8 +88,9 @@ impl PartReader {
         if compressed != 0 {
             return Err(WireError::value("message", "no compression", format_args!("flag {compressed}")));
         }
-        if num_bytes > MAX_RESPONSE_BYTES {
-            return Err(WireError::value("message", format_args!("at most {MAX_RESPONSE_BYTES} bytes"), num_bytes));
+        let limit = self.assembler.max_message_bytes();
+        if num_bytes > limit {
+            return Err(WireError::value("message", format_args!("at most {limit} bytes"), num_bytes));
         }
         match num_bytes {
             0 => Err(WireError::Missing { field: "part" }),
@@ -119,9 +123,7 @@ impl PartReader {
         }
         self.expects = Expects::Prefix;
         let message = self.head.split().freeze();
-        let part =
-            v1::BatchPart::decode(message).map_err(|fault| WireError::value("message", "a `BatchPart`", fault))?;
-        self.assembler.push(part).map(Some)
+        self.assembler.decode(message).map(Some)
     }
 
     fn read_payload(&mut self, data: &mut Bytes, left: usize) -> Result<Received, WireError> {
@@ -182,7 +184,10 @@ fn take_varint(rest: &mut &[u8]) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
+    use prost::Message;
+
     use super::*;
+    use crate::v1;
 
     #[test]
     fn an_opening_is_read_where_the_payload_is_last_and_nowhere_else() {

@@ -67,7 +67,7 @@ fn read(bytes: Vec<u8>, cuts: &[usize]) -> Result<(Vec<Batch>, usize), WireError
         let mut piece = bytes.split_to(cut.min(bytes.len()));
         while let Some(received) = reader.read(&mut piece)? {
             match received {
-                Received::Header(num_bytes) => announced += num_bytes,
+                Received::Header { payload_bytes, .. } => announced += payload_bytes,
                 Received::Payload(num_bytes) => payload += num_bytes,
                 Received::Batch(batch) => {
                     assert_eq!(payload, announced, "a batch is complete with its last byte");
@@ -259,6 +259,8 @@ fn each_broken_batch_is_refused_by_what_is_wrong() {
     assert!(refusal(|parts| header(parts).num_micro = 1).contains("position.micro"));
     assert!(refusal(|parts| header(parts).position = None).contains("`position`"));
     assert!(refusal(|parts| header(parts).tensors[1].shape.swap(0, 1)).contains("labels"));
+    let no_payload = refusal(|parts| header(parts).tensors.iter_mut().for_each(|tensor| tensor.shape[1] = 0));
+    assert!(no_payload.contains("expected a payload"), "{no_payload}");
 }
 
 #[test]

@@ -55,6 +55,12 @@ impl Share {
         self.dataset.check_cursor(self.rows.name, self.rows.plan.steps_per_epoch(), cursor)
     }
 
+    /// Whether the shards that the micro-batch at `position` reads are open. Fetches nothing; a shard that is being opened is waited for.
+    pub fn has_open_shards(&self, position: Position) -> Result<bool, DatasetError> {
+        let shards = self.dataset.shards_of(&self.spec, &self.units, &self.plan, position)?;
+        Ok(shards.iter().all(|&(part, shard)| self.dataset.is_open(part, shard)))
+    }
+
     /// Opens the shards that the micro-batch at `position` reads, several at once: remote ones are fetched, which may take long and needs no
     /// processor. [`Share::batch`] then waits for none, unless they had to make room for others meanwhile. A damaged shard is no error here.
     pub fn open_shards(&self, position: Position) -> Result<(), DatasetError> {

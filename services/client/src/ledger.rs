@@ -1,13 +1,25 @@
 //! Byte credit from the consumer's side.
 
-/// Where the prefetch budget is. `held + open + outstanding <= budget` at any time, whatever the server does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+use std::collections::VecDeque;
+
+/// Bytes of headers beyond the budget that are read on nevertheless: those of honest batches take less.
+const HEADER_ROOM: usize = 16 << 20;
+
+/// Where the prefetch budget is. Payload: `held + open + outstanding <= budget` at any time, whatever the server does. Headers cost no
+/// credit; what they take is made up for by less credit, and above [`HEADER_ROOM`] by reading no more.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Ledger {
     budget: usize,
-    /// Bytes of complete batches that the consumer has not taken.
+    /// Payload of complete batches that the consumer has not taken.
     held: usize,
-    /// Bytes received of the batch under way.
+    /// What else each of them takes, the oldest first.
+    headers: VecDeque<usize>,
+    /// Their sum.
+    held_headers: usize,
+    /// Payload received of the batch under way.
     open: usize,
+    /// What else that batch takes.
+    open_header: usize,
     /// Bytes granted to the server and not yet received.
     outstanding: usize,
 }
@@ -21,22 +33,20 @@ pub(crate) struct Overdraft {
 
 impl Ledger {
     pub(crate) fn new(budget: usize) -> Self {
-        Self { budget, held: 0, open: 0, outstanding: 0 }
+        Self { budget, held: 0, headers: VecDeque::new(), held_headers: 0, open: 0, open_header: 0, outstanding: 0 }
     }
 
     /// A new stream begins: what was under way is lost. Returns the credit to open with.
     pub(crate) fn reopen(&mut self) -> usize {
-        self.open = 0;
-        self.outstanding = self.budget - self.held;
-        self.outstanding
+        (self.open, self.open_header, self.outstanding) = (0, 0, 0);
+        self.grant()
     }
 
-    /// A batch of `num_bytes` is announced. Returns the credit to add so that it can arrive at all.
-    pub(crate) fn announce(&mut self, num_bytes: usize) -> usize {
-        let growth = num_bytes.saturating_sub(self.budget);
-        self.budget += growth;
-        self.outstanding += growth;
-        growth
+    /// A batch is announced. Returns the credit to add so that it can arrive at all.
+    pub(crate) fn announce(&mut self, payload_bytes: usize, header_bytes: usize) -> usize {
+        self.open_header = header_bytes;
+        self.budget = self.budget.max(payload_bytes + header_bytes);
+        self.grant()
     }
 
     /// A chunk has come.
@@ -50,29 +60,48 @@ impl Ledger {
     /// The batch under way is complete.
     pub(crate) fn complete(&mut self) {
         self.held += std::mem::take(&mut self.open);
+        let header = std::mem::take(&mut self.open_header);
+        self.held_headers += header;
+        self.headers.push_back(header);
     }
 
-    /// The consumer took a batch. Returns the credit to add.
-    pub(crate) fn take(&mut self, num_bytes: usize) -> usize {
-        self.held -= num_bytes;
-        self.outstanding += num_bytes;
-        num_bytes
+    /// The consumer took the oldest batch. Returns the credit to add.
+    pub(crate) fn take(&mut self, payload_bytes: usize) -> usize {
+        self.held -= payload_bytes;
+        self.held_headers -= self.headers.pop_front().unwrap_or(0);
+        self.grant()
     }
 
     /// Whether the server could send a part of at most `part_bytes` now.
     pub(crate) fn is_waiting(&self, part_bytes: usize) -> bool {
-        self.outstanding >= part_bytes || self.held == 0
+        self.has_room() && (self.outstanding >= part_bytes || self.held == 0)
     }
 
-    /// Bytes in this process.
+    /// Whether more may be read: always, unless headers take too much.
+    pub(crate) fn has_room(&self) -> bool {
+        self.headers.is_empty() || self.occupied() <= self.budget + HEADER_ROOM
+    }
+
+    /// Payload bytes in this process.
     pub(crate) fn resident(&self) -> usize {
         self.held + self.open
     }
 
+    /// Everything that the batches in this process take.
+    fn occupied(&self) -> usize {
+        self.resident() + self.held_headers + self.open_header
+    }
+
     /// Bytes held by the budget, in this process or on their way.
-    #[cfg(test)]
     fn committed(&self) -> usize {
-        self.resident() + self.outstanding
+        self.occupied() + self.outstanding
+    }
+
+    /// Gives the server what is left of the budget.
+    fn grant(&mut self) -> usize {
+        let room = self.budget.saturating_sub(self.committed());
+        self.outstanding += room;
+        room
     }
 }
 
@@ -87,35 +116,60 @@ mod tests {
         #[test]
         fn the_budget_is_never_exceeded_and_never_lost(
             budget in 1usize..200,
-            steps in prop::collection::vec((1usize..300, any::<bool>(), any::<bool>()), 1..60),
+            largest_header in 0usize..60,
+            steps in prop::collection::vec((1usize..300, 0usize..60, any::<bool>(), any::<bool>()), 1..60),
         ) {
             let mut ledger = Ledger::new(budget);
             let mut limit = budget;
-            let mut waiting = std::collections::VecDeque::new();
+            let mut waiting = VecDeque::new();
             ledger.reopen();
-            for (batch, take_first, lose) in steps {
+            for (batch, header, take_first, lose) in steps {
+                let header = header.min(largest_header);
                 if take_first && let Some(bytes) = waiting.pop_front() {
                     ledger.take(bytes);
                 }
-                ledger.announce(batch);
-                limit = limit.max(batch);
+                ledger.announce(batch, header);
+                limit = limit.max(batch + header);
                 // The server waits for credit, which comes as the consumer takes what is held.
                 while ledger.outstanding < batch {
                     let bytes = waiting.pop_front().expect("an empty client leaves room for any batch");
                     ledger.take(bytes);
                 }
                 prop_assert_eq!(ledger.receive(batch), Ok(()));
-                prop_assert_eq!(ledger.committed(), limit);
+                // Only headers that came after the credit was given go beyond the budget.
+                let headers = ledger.held_headers + ledger.open_header;
+                prop_assert!(ledger.committed() >= limit && ledger.committed() <= limit + headers);
                 if lose {
                     ledger.reopen();
                 } else {
                     ledger.complete();
                     waiting.push_back(batch);
                 }
-                prop_assert_eq!(ledger.committed(), limit);
                 prop_assert!(ledger.resident() <= limit);
+                prop_assert_eq!(ledger.headers.len(), waiting.len());
             }
+            waiting.into_iter().for_each(|bytes| _ = ledger.take(bytes));
+            prop_assert_eq!((ledger.occupied(), ledger.outstanding), (0, limit));
         }
+    }
+
+    #[test]
+    fn headers_without_much_payload_are_read_until_they_take_their_room() {
+        let mut ledger = Ledger::new(1 << 20);
+        ledger.reopen();
+        let mut batches = 0;
+        while ledger.has_room() {
+            ledger.announce(16, 1 << 20);
+            ledger.receive(16).expect("within the credit");
+            ledger.complete();
+            batches += 1;
+            assert!(batches < 100, "nothing bounds them");
+        }
+        assert!(ledger.occupied() <= HEADER_ROOM + 2 * ((1 << 20) + 16) && !ledger.is_waiting(1));
+        while !ledger.has_room() {
+            ledger.take(16);
+        }
+        assert!(batches > 2 && ledger.headers.len() == batches - 1, "one is taken, the next may come");
     }
 
     #[test]

@@ -13,7 +13,7 @@ pub struct ClientOptions {
     /// Authorities to trust and the certificate to show, for `https://` addresses.
     pub tls: TlsOptions,
     /// Batch bytes received and not yet handed to the consumer, under way included. Grows to one batch if that is
-    /// larger.
+    /// larger. Headers may take 16 MiB more.
     pub prefetch_bytes: usize,
     /// How long a server has to accept a connection.
     pub connect_timeout: Duration,

@@ -12,7 +12,7 @@ use vela_types::{Batch, BatchSpec, Cursor, Position};
 
 use crate::ledger::{Ledger, Overdraft};
 use crate::part_stream::PartStream;
-use crate::server::Server;
+use crate::server::{Server, num_replicas};
 use crate::{ClientError, ClientOptions};
 
 /// First pause after a loss; it doubles up to the longest.
@@ -89,21 +89,22 @@ impl Pump {
                 // The consumer was busy, not the server.
                 outage.begin_anew();
             }
-            match outage.end(&error, self.servers.len(), self.options.give_up_after) {
+            let num_replicas = num_replicas(&self.servers);
+            match outage.end(&error, num_replicas, self.options.give_up_after) {
                 End::Refused => return error,
                 End::GaveUp(after) => {
                     return ClientError::GaveUp { position: self.next, after, source: Box::new(error) };
                 }
                 End::GoesOn => self.turn_to_next(&error),
             }
-            tokio::time::sleep(outage.pause(self.servers.len())).await;
+            tokio::time::sleep(outage.pause(num_replicas)).await;
         }
     }
 
     /// Another replica, or another address of this one.
     fn turn_to_next(&mut self, error: &ClientError) {
         let lost = self.server().url().to_owned();
-        self.server().turn_address();
+        self.server().addresses().turn_to_next();
         self.current = (self.current + 1) % self.servers.len();
         tracing::warn!(url = lost, to = self.server().url(), next = ?self.next, %error, "stream lost, trying on");
     }
@@ -125,7 +126,7 @@ impl Pump {
             let patience = tokio::time::sleep_until(heard + self.options.stall_after);
             tokio::select! {
                 biased;
-                received = parts.next() => {
+                received = parts.next(), if self.ledger.has_room() => {
                     self.take_received(received?, &requests).await?;
                     heard = tokio::time::Instant::now();
                 }
@@ -184,8 +185,8 @@ impl Pump {
         requests: &mpsc::Sender<StreamBatchesRequest>,
     ) -> Result<(), ClientError> {
         match received {
-            Received::Header(num_bytes) => {
-                let growth = self.ledger.announce(num_bytes);
+            Received::Header { payload_bytes, header_bytes } => {
+                let growth = self.ledger.announce(payload_bytes, header_bytes);
                 self.grant(requests, growth).await?;
             }
             Received::Payload(num_bytes) => {
@@ -262,26 +263,26 @@ impl Outage {
         *self = Self { refusals: self.refusals, ..Self::new() };
     }
 
-    /// Notes a failure. What is wrong with one server is asked of each of `num_servers` once.
-    fn end(&mut self, error: &ClientError, num_servers: usize, give_up_after: Duration) -> End {
+    /// Notes a failure. What is wrong with one server is asked of each of `num_replicas` once.
+    fn end(&mut self, error: &ClientError, num_replicas: usize, give_up_after: Duration) -> End {
         self.failures += 1;
         if !error.is_retryable() {
             self.refusals += 1;
-            return match error.is_of_one_server() && self.refusals < num_servers {
+            return match error.is_of_one_server() && self.refusals < num_replicas {
                 true => End::GoesOn,
                 false => End::Refused,
             };
         }
         match self.since.elapsed() {
             // Not before each was asked, and one of them again: a single try may have taken all the time.
-            after if after >= give_up_after && self.failures > num_servers => End::GaveUp(after),
+            after if after >= give_up_after && self.failures > num_replicas => End::GaveUp(after),
             _ => End::GoesOn,
         }
     }
 
     /// The other replicas are asked at once; a pause comes when all have failed.
-    fn pause(&mut self, num_servers: usize) -> Duration {
-        if !self.failures.is_multiple_of(num_servers) {
+    fn pause(&mut self, num_replicas: usize) -> Duration {
+        if !self.failures.is_multiple_of(num_replicas) {
             return Duration::ZERO;
         }
         let pause = self.pause;

@@ -1,7 +1,5 @@
 //! The way to a server: address, connection, description.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tonic::metadata::{Ascii, MetadataValue};
@@ -16,7 +14,7 @@ use vela_proto::{
 };
 use vela_types::{BatchSpec, DatasetInfo, Fingerprint};
 
-use crate::connector::AddressConnector;
+use crate::connector::{AddressConnector, Addresses};
 use crate::{ClientError, ClientOptions, TlsOptions, Token};
 
 /// Room for a fast link with some delay; memory stays bounded by the byte credit, which is less or more.
@@ -68,8 +66,7 @@ pub(crate) struct Server {
     bearer: Bearer,
     timeout: Duration,
     patience: Duration,
-    /// At which of a name's addresses a connection is tried first.
-    turn: Arc<AtomicUsize>,
+    addresses: Addresses,
 }
 
 impl Server {
@@ -97,7 +94,7 @@ impl Server {
             .keep_alive_while_idle(true);
         let bearer = Bearer::new(options.token.as_ref())?;
         let ClientOptions { connect_timeout: timeout, give_up_after: patience, .. } = *options;
-        Ok(Self { url: full, endpoint, bearer, timeout, patience, turn: Arc::default() })
+        Ok(Self { url: full, endpoint, bearer, timeout, patience, addresses: Addresses::default() })
     }
 
     async fn connect(&self) -> Result<Client, ClientError> {
@@ -112,6 +109,31 @@ impl Server {
             tokio::time::timeout(self.timeout, self.endpoint.connect_with_connector(self.connector())).await;
         let channel = connected.map_err(|late| unreachable(late.into()))?.map_err(|error| unreachable(error.into()))?;
         Ok(InterceptedService::new(channel, self.bearer.clone()))
+    }
+
+    /// [`Server::describe`], asked at each address of the name as long as another may answer better.
+    pub(crate) async fn describe_at_any_address(
+        &self,
+        dataset: &str,
+        spec: &BatchSpec,
+        partition: Partition,
+    ) -> Result<Description, ClientError> {
+        let mut tries = 0;
+        loop {
+            let answer = self.describe(dataset, spec, partition).await;
+            tries += 1;
+            match answer {
+                // The connector has tried them all.
+                Err(error @ ClientError::Unreachable { .. }) => return Err(error),
+                Err(error) if error.is_retryable() || error.is_of_one_server() => {
+                    self.addresses.turn_to_next();
+                    if tries >= self.addresses.count() {
+                        return Err(error);
+                    }
+                }
+                answer => return answer,
+            }
+        }
     }
 
     /// What the server has under the name `dataset`, and what `spec` makes of it; refused if `spec` does not fit or cannot be shared.
@@ -138,12 +160,12 @@ impl Server {
 
     fn connector(&self) -> AddressConnector {
         // Less than the whole time, so that this ends before the connection's own limit.
-        AddressConnector { turn: self.turn.load(Ordering::Relaxed), timeout: self.timeout * 9 / 10 }
+        AddressConnector { addresses: self.addresses.clone(), timeout: self.timeout * 9 / 10 }
     }
 
-    /// The next connection is tried at the name's next address: replicas may stand behind one name, and this one failed.
-    pub(crate) fn turn_address(&self) {
-        self.turn.fetch_add(1, Ordering::Relaxed);
+    /// What it is called may have several addresses, and replicas at each.
+    pub(crate) fn addresses(&self) -> &Addresses {
+        &self.addresses
     }
 
     pub(crate) fn url(&self) -> &str {
@@ -164,6 +186,11 @@ impl Server {
     }
 }
 
+/// Tries after which each replica of `servers` was asked, turn after turn, at each address that its name is known to have.
+pub(crate) fn num_replicas(servers: &[Server]) -> usize {
+    servers.len() * servers.iter().map(|server| server.addresses.count()).max().unwrap_or(1)
+}
+
 fn tls_config(options: &TlsOptions) -> ClientTlsConfig {
     let mut config = ClientTlsConfig::new();
     if let Some(authorities) = &options.authorities {
@@ -173,4 +200,20 @@ fn tls_config(options: &TlsOptions) -> ClientTlsConfig {
         config = config.identity(Identity::from_pem(certificate, key));
     }
     config
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+
+    use super::*;
+
+    #[test]
+    fn replicas_behind_one_name_are_counted_by_their_addresses() {
+        let servers = Server::list("http://a:1,http://b:1", &ClientOptions::default()).expect("two urls");
+        assert_eq!(num_replicas(&servers), 2, "no name was looked up");
+        servers[1].addresses().in_turn((1..=3).map(|port| SocketAddr::from(([10, 0, 0, 1], port))).collect());
+        assert_eq!(num_replicas(&servers), 6, "three turns of both");
+        assert_eq!(num_replicas(&servers[..1]), 1);
+    }
 }

@@ -7,6 +7,7 @@ use std::sync::mpsc as blocking;
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
+use tokio::runtime::Runtime;
 use tokio::sync::{mpsc, oneshot};
 use vela_proto::next_position;
 use vela_proto::v1::{Ack, Partition};
@@ -253,12 +254,9 @@ async fn describe_at_any(
 ) -> Result<(usize, Description), ClientError> {
     let mut answer = None;
     for (number, server) in servers.iter().enumerate() {
-        match server.describe(dataset, spec, partition).await {
+        match server.describe_at_any_address(dataset, spec, partition).await {
             Ok(description) => return Ok((number, description)),
-            Err(error) if error.is_retryable() || error.is_of_one_server() => {
-                server.turn_address();
-                answer = Some(error);
-            }
+            Err(error) if error.is_retryable() || error.is_of_one_server() => answer = Some(error),
             Err(error) => return Err(error),
         }
     }
@@ -270,15 +268,47 @@ fn spawn_with_runtime<T: Send + 'static>(
     name: &str,
     future: impl Future<Output = T> + Send + 'static,
 ) -> Result<JoinHandle<T>, ClientError> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(ClientError::Thread)?;
-    Builder::new().name(name.to_owned()).spawn(move || runtime.block_on(future)).map_err(ClientError::Thread)
+    let runtime = new_runtime()?;
+    Builder::new().name(name.to_owned()).spawn(move || run_to_end(runtime, future)).map_err(ClientError::Thread)
 }
 
 /// Waits for `future` on another thread, so that the caller may itself be inside an event loop.
 fn run_apart<T: Send>(future: impl Future<Output = T> + Send) -> Result<T, ClientError> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(ClientError::Thread)?;
+    let runtime = new_runtime()?;
     std::thread::scope(|scope| {
-        let thread = scope.spawn(|| runtime.block_on(future));
+        let thread = scope.spawn(|| run_to_end(runtime, future));
         thread.join().map_err(|_| ClientError::ThreadLost)
     })
+}
+
+fn new_runtime() -> Result<Runtime, ClientError> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(ClientError::Thread)
+}
+
+/// Runs `future` and waits for nothing else: a name that is looked up blocks a thread of the runtime for as long as the resolver likes.
+fn run_to_end<T>(runtime: Runtime, future: impl Future<Output = T>) -> T {
+    let output = runtime.block_on(future);
+    runtime.shutdown_background();
+    output
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A resolver that does not answer.
+    async fn hang() {
+        drop(tokio::task::spawn_blocking(|| std::thread::sleep(Duration::from_secs(5))));
+        tokio::task::yield_now().await;
+    }
+
+    #[test]
+    fn a_resolver_that_hangs_is_not_waited_for() {
+        let started = Instant::now();
+        run_apart(hang()).expect("a thread");
+        assert!(started.elapsed() < Duration::from_secs(2), "a connection waited {:?}", started.elapsed());
+        let thread = spawn_with_runtime("vela-client", hang()).expect("a thread");
+        thread.join().expect("no panic");
+        assert!(started.elapsed() < Duration::from_secs(2), "an end waited {:?}", started.elapsed());
+    }
 }

@@ -1,7 +1,7 @@
 //! The loader service: shard sets and blends of them, served to any number of consumers over gRPC.
 //!
 //! It owns sessions, credit, health and orderly stop; every batch is [`vela_dataset::Dataset::batch`]'s, so a server
-//! keeps nothing that another could not make again. It holds at most two batches and a few parts per consumer, however
+//! keeps nothing that another could not make again. It holds at most three batches per consumer, however
 //! slow that consumer is, and it never decides what a batch contains.
 
 mod body;

@@ -20,7 +20,7 @@ use vela_proto::{
 
 use crate::body::BatchBody;
 use crate::session::Session;
-use crate::shared::{Request, Shared, off_thread};
+use crate::shared::{Request, Shared, acquire, off_thread};
 use crate::tenants::Tenant;
 
 /// The service over the data sets of a catalog.
@@ -73,9 +73,12 @@ impl LoaderService {
         if spec.is_none() {
             return Ok(v1::DescribeDatasetResponse { info, ..Default::default() });
         }
-        let _asking = tenant.begin_question().await;
         let partition = partition.or(Some(v1::Partition { rank: 0, world: 1 }));
-        let share = Request::decode(&self.shared, tenant, &dataset, spec, partition)?.plan(tenant).await?.share;
+        let request = Request::decode(&self.shared, tenant, &dataset, spec, partition)?;
+        // The planner first: who waits for it keeps no other from describing what is planned.
+        let planning = request.begin_plan(tenant).await;
+        let describing = tenant.begin_description().await;
+        let share = request.plan_holding((planning, describing)).await?.share;
         let spec_fingerprint = encode_fingerprint(&share.spec_fingerprint());
         let steps_per_epoch = share.plan().steps_per_epoch();
         Ok(v1::DescribeDatasetResponse { info, spec_fingerprint, steps_per_epoch })
@@ -86,10 +89,15 @@ impl LoaderService {
         tenant: &Tenant,
         request: v1::LookupRequest,
     ) -> Result<v1::LookupResponse, ServiceError> {
-        let dataset = Arc::clone(&self.shared.catalog.find(tenant, &request.dataset)?.dataset);
-        let _asking = tenant.begin_question().await;
-        let Provenance { shards, file, row, id, source } =
-            off_thread(move || dataset.provenance(request.index)).await?;
+        let served = Arc::clone(self.shared.catalog.find(tenant, &request.dataset)?);
+        let looking_up = tenant.begin_lookup().await;
+        // It reads the record, and so fetches its shard.
+        let fetching = acquire(&served.fetchers).await;
+        let provenance = off_thread(move || {
+            let _held = (looking_up, fetching);
+            served.dataset.provenance(request.index)
+        });
+        let Provenance { shards, file, row, id, source } = provenance.await?;
         Ok(v1::LookupResponse { shards, file, row, id, source })
     }
 
@@ -146,4 +154,52 @@ fn grpc_response(body: Body) -> http::Response<Body> {
 pub(crate) fn counted<T>(answer: Result<T, ServiceError>) -> Result<T, ServiceError> {
     answer
         .inspect_err(|error| metrics::counter!("vela_loader_refusals_total", "kind" => error.kind.name()).increment(1))
+}
+
+#[cfg(test)]
+#[path = "../tests/e2e/shards.rs"]
+#[allow(dead_code, reason = "one set is enough here")]
+mod shards;
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use vela_dataset::DamagePolicy;
+    use vela_types::{BatchSpec, PackingSpec};
+
+    use super::*;
+    use crate::catalog::Catalog;
+    use crate::tenants::Tenants;
+
+    /// Windows, each another spec, whose rows are all to be planned.
+    const NUM_PLANS: u32 = 12;
+
+    #[tokio::test]
+    async fn descriptions_that_wait_for_a_plan_hold_up_no_other() {
+        let folder = tempfile::tempdir().expect("a folder");
+        shards::write(folder.path(), &shards::Plan::small());
+        let set = folder.path().display().to_string().parse().expect("a data set");
+        let catalog = Catalog::open(vec![set], 64 << 20, DamagePolicy::Fail).expect("a catalog");
+        let service = LoaderService::new(Arc::new(Shared::new(catalog, 1)));
+        let tenant = Tenants::everybody().identify(&tonic::Request::new(())).expect("everybody");
+        let describe = |spec: BatchSpec| {
+            let (service, tenant) = (service.clone(), Arc::clone(&tenant));
+            let spec = Some(vela_proto::encode_spec(&spec));
+            let request = v1::DescribeDatasetRequest { spec, ..Default::default() };
+            tokio::spawn(async move { service.describe(&tenant, request).await })
+        };
+        let planning = tenant.begin_plan().await;
+        let packed = |window| BatchSpec { packing: Some(PackingSpec { max_images: 4, window }), ..shards::spec() };
+        let waiting: Vec<_> = (1..=NUM_PLANS).map(|window| describe(packed(window))).collect();
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let plain = tokio::time::timeout(Duration::from_secs(10), describe(shards::spec())).await;
+        let plain = plain.expect("no plan is waited for").expect("no panic").expect("a description");
+        assert_eq!(plain.steps_per_epoch, 4);
+        assert!(waiting.iter().all(|waiting| !waiting.is_finished()), "no plan was made meanwhile");
+        drop(planning);
+        for waiting in waiting {
+            waiting.await.expect("no panic").expect("a description");
+        }
+    }
 }

@@ -40,7 +40,8 @@ struct Opening {
     start: Position,
 }
 
-/// One consumer: its share, its place, its credit. Two batches are held at most: one on its way, the next being made.
+/// One consumer: its share, its place, its credit. Three batches are held at most: one on its way, the next being
+/// made, and the one before while one of its last parts waits.
 pub(crate) struct Session {
     shared: Arc<Shared>,
     opening: Opening,

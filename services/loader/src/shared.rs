@@ -81,15 +81,9 @@ impl Shared {
         order: Order,
         position: Position,
     ) -> Result<ScatteredBatch, ServiceError> {
+        order.open_shards(position).await?;
         let Order { served, share } = order;
-        let fetching = Arc::clone(&served.fetchers).acquire_owned().await;
-        let wanted = share.clone();
-        off_thread(move || {
-            let _held = fetching;
-            wanted.open_shards(position)
-        })
-        .await?;
-        let building = Arc::clone(&self.builders).acquire_owned().await;
+        let building = acquire(&self.builders).await;
         let started = Instant::now();
         let batch = off_thread(move || {
             let _held = building;
@@ -100,6 +94,7 @@ impl Shared {
         metrics::histogram!("vela_loader_build_seconds", &labels).record(started.elapsed());
         let masked = batch.rest.samples.iter().filter(|slot| !slot.valid).count();
         metrics::counter!("vela_loader_masked_slots_total", &labels).increment(masked as u64);
+        metrics::gauge!("vela_loader_damaged_records", &labels).set(served.dataset.num_damaged() as f64);
         Ok(batch)
     }
 }
@@ -139,14 +134,24 @@ impl Request {
     /// Checks that the data can be had so: shares, bytes of a batch, length of every record. Plans packed rows, which may take long: one
     /// new plan of a tenant at a time.
     pub(crate) async fn plan(self, tenant: &Tenant) -> Result<Order, ServiceError> {
-        let Self { served, spec, partition } = self;
-        let planning = match served.dataset.is_planned(&spec) {
+        let planning = self.begin_plan(tenant).await;
+        self.plan_holding(planning).await
+    }
+
+    /// Waits for the permit to plan rows, if they must be planned.
+    pub(crate) async fn begin_plan(&self, tenant: &Tenant) -> Option<OwnedSemaphorePermit> {
+        match self.served.dataset.is_planned(&self.spec) {
             true => None,
             false => Some(tenant.begin_plan().await),
-        };
+        }
+    }
+
+    /// [`Request::plan`] with the permits that it takes, given back when the work is done, whoever still waits for it.
+    pub(crate) async fn plan_holding(self, permits: impl Send + 'static) -> Result<Order, ServiceError> {
+        let Self { served, spec, partition } = self;
         let dataset = Arc::clone(&served.dataset);
         let share = off_thread(move || {
-            let _held = planning;
+            let _held = permits;
             Share::new(dataset, spec, partition)
         });
         Ok(Order { share: share.await?, served })
@@ -158,6 +163,34 @@ impl Request {
 pub(crate) struct Order {
     pub(crate) served: Arc<Served>,
     pub(crate) share: Share,
+}
+
+impl Order {
+    /// Opens the shards of the micro-batch at `position`, with a place among the fetchers only if one of them is not open: a slow store
+    /// holds up nobody whose data is here.
+    async fn open_shards(&self, position: Position) -> Result<(), ServiceError> {
+        let asking = acquire(&self.served.askers).await;
+        let share = self.share.clone();
+        let are_open = off_thread(move || {
+            let _held = asking;
+            share.has_open_shards(position)
+        });
+        if are_open.await? {
+            return Ok(());
+        }
+        let fetching = acquire(&self.served.fetchers).await;
+        let share = self.share.clone();
+        off_thread(move || {
+            let _held = fetching;
+            share.open_shards(position)
+        })
+        .await
+    }
+}
+
+/// A permit of a semaphore that nobody closes.
+pub(crate) async fn acquire(semaphore: &Arc<Semaphore>) -> OwnedSemaphorePermit {
+    Arc::clone(semaphore).acquire_owned().await.expect("the semaphore is never closed")
 }
 
 /// Runs what reads or computes for long off the async threads.

@@ -17,11 +17,12 @@ use vela_runtime::{ByteSize, load_config};
 use crate::LoaderError;
 use crate::connection::PeerInfo;
 use crate::service::counted;
+use crate::shared::acquire;
 
 /// SHA-256 of a token's bytes or of a certificate's DER form.
 type Digest32 = [u8; 32];
 
-/// Descriptions and lookups of one tenant at once; more wait.
+/// Descriptions of one tenant at once, and as many lookups; more wait.
 const QUESTIONS_AT_ONCE: usize = 4;
 
 /// The file of `--tenants` as written.
@@ -85,8 +86,10 @@ pub(crate) struct Tenant {
     pace: Option<Pace>,
     /// The permit to plan an epoch's rows anew: what a spec may cost beyond its batches.
     planner: Arc<Semaphore>,
-    /// One permit per question that is no batch.
-    questions: Arc<Semaphore>,
+    /// One permit per description that is being made.
+    descriptions: Arc<Semaphore>,
+    /// One permit per lookup, which may fetch a shard: apart from the descriptions, which every new consumer waits for.
+    lookups: Arc<Semaphore>,
 }
 
 impl Tenant {
@@ -96,9 +99,9 @@ impl Tenant {
     }
 
     fn new(name: String, datasets: Option<BTreeSet<String>>, max_consumers: usize, pace: Option<Pace>) -> Self {
-        let [consumers, planner, questions] =
-            [max_consumers, 1, QUESTIONS_AT_ONCE].map(|permits| Arc::new(Semaphore::new(permits)));
-        Self { name, datasets, consumers, max_consumers, pace, planner, questions }
+        let [consumers, planner, descriptions, lookups] =
+            [max_consumers, 1, QUESTIONS_AT_ONCE, QUESTIONS_AT_ONCE].map(|permits| Arc::new(Semaphore::new(permits)));
+        Self { name, datasets, consumers, max_consumers, pace, planner, descriptions, lookups }
     }
 
     fn check(name: String, raw: &RawTenant) -> Self {
@@ -120,14 +123,17 @@ impl Tenant {
 
     /// Waits for the permit to plan rows.
     pub(crate) async fn begin_plan(&self) -> OwnedSemaphorePermit {
-        let permit = Arc::clone(&self.planner).acquire_owned().await;
-        permit.expect("the semaphore is never closed")
+        acquire(&self.planner).await
     }
 
-    /// Waits for a permit to ask something that is no batch.
-    pub(crate) async fn begin_question(&self) -> OwnedSemaphorePermit {
-        let permit = Arc::clone(&self.questions).acquire_owned().await;
-        permit.expect("the semaphore is never closed")
+    /// Waits for a permit to describe data under a spec. Who must plan rows first waits for that before this.
+    pub(crate) async fn begin_description(&self) -> OwnedSemaphorePermit {
+        acquire(&self.descriptions).await
+    }
+
+    /// Waits for a permit to look a record up.
+    pub(crate) async fn begin_lookup(&self) -> OwnedSemaphorePermit {
+        acquire(&self.lookups).await
     }
 
     /// A place among this tenant's consumers.
@@ -159,14 +165,12 @@ impl Pace {
         Self { bytes_per_second: bytes_per_second as f64, free_from: Mutex::new(Instant::now()) }
     }
 
+    /// The lock, which is given in the order of asking, is kept while this waits: who leaves before has taken nothing.
     async fn spend(&self, num_bytes: usize) {
-        let start = {
-            let mut free_from = self.free_from.lock().await;
-            let start = (*free_from).max(Instant::now());
-            *free_from = start + Duration::from_secs_f64(num_bytes as f64 / self.bytes_per_second);
-            start
-        };
+        let mut free_from = self.free_from.lock().await;
+        let start = (*free_from).max(Instant::now());
         tokio::time::sleep_until(start).await;
+        *free_from = start + Duration::from_secs_f64(num_bytes as f64 / self.bytes_per_second);
     }
 }
 
@@ -346,5 +350,19 @@ mod tests {
             pace.spend(5_000).await;
         }
         assert!(started.elapsed() >= Duration::from_millis(200), "the fifth waits for four before it");
+    }
+
+    #[tokio::test]
+    async fn who_leaves_while_waiting_takes_nothing_of_the_rate() {
+        let pace = Pace::new(100_000);
+        let started = Instant::now();
+        pace.spend(10_000).await;
+        for _ in 0..100 {
+            let left = tokio::time::timeout(Duration::from_micros(100), pace.spend(10_000)).await;
+            assert!(left.is_err() || started.elapsed() >= Duration::from_millis(100), "the first takes 100 ms");
+        }
+        pace.spend(10_000).await;
+        assert!(started.elapsed() >= Duration::from_millis(100), "still behind the first");
+        assert!(started.elapsed() < Duration::from_secs(2), "{:?}: behind those who left, too", started.elapsed());
     }
 }

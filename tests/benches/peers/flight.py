@@ -1,12 +1,11 @@
 """Arrow Flight (C++ server and client): a server process sends record batches of 32 samples over loopback, the client makes arrays of them."""
 
-import subprocess
 import sys
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.flight as flight
-from shared import BATCH, SIDE, TOKENS, PIXEL_BYTES, TOKEN_BYTES, arguments, measure, sample
+from shared import BATCH, SIDE, TOKENS, PIXEL_BYTES, TOKEN_BYTES, arguments, measure, sample, served
 
 SCHEMA = pa.schema([("pixels", pa.binary(PIXEL_BYTES)), ("input_ids", pa.binary(TOKEN_BYTES)), ("labels", pa.binary(TOKEN_BYTES))])
 
@@ -52,14 +51,10 @@ def main():
         with pa.OSFile(str(options.folder / "flight.arrow"), "wb") as out, pa.ipc.new_file(out, SCHEMA) as writer:
             writer.write_table(table, max_chunksize=BATCH)
         return None
-    server = subprocess.Popen([sys.executable, __file__, "serve", "--folder", str(options.folder)], stdout=subprocess.PIPE, text=True)
-    try:
-        client = flight.connect(f"grpc://127.0.0.1:{int(server.stdout.readline())}")
+    with served(__file__, "--folder", str(options.folder)) as port:
+        client = flight.connect(f"grpc://127.0.0.1:{int(port)}")
         reader = client.do_get(flight.Ticket(b"all"))
         measure((arrays(chunk.data) for chunk in reader), options.seconds)
-    finally:
-        server.kill()
-        server.wait()
     return None
 
 

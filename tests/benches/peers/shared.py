@@ -1,8 +1,11 @@
 """What every peer's script shares: the samples, the clock, the account of processor time."""
 
 import argparse
+import contextlib
 import json
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -71,6 +74,17 @@ def measure(batches, seconds):
     elapsed, used = time.monotonic() - start, processor_seconds() - before
     gigabytes = samples * SAMPLE_BYTES / 1e9
     print(json.dumps({"samples_per_second": samples / elapsed, "cpu_seconds_per_gigabyte": used / gigabytes}))
+
+
+@contextlib.contextmanager
+def served(script, *arguments):
+    """`script` run again with `serve`, for as long as the block lasts: the first line that it prints."""
+    server = subprocess.Popen([sys.executable, script, "serve", *arguments], stdout=subprocess.PIPE, text=True)
+    try:
+        yield server.stdout.readline().strip()
+    finally:
+        server.kill()
+        server.wait()
 
 
 def endless(loader):

@@ -2,11 +2,10 @@
 loopback, uncompressed."""
 
 import os
-import subprocess
 import sys
 
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
-from shared import BATCH, PIXEL_BYTES, TOKENS, arguments, measure, sample
+from shared import BATCH, PIXEL_BYTES, TOKENS, arguments, measure, sample, served
 
 
 def serve():
@@ -32,15 +31,13 @@ def main():
             for row in map(sample, range(options.samples)):
                 writer.write(row["pixels"] + row["input_ids"] + row["labels"])
         return None
-    server = subprocess.Popen([sys.executable, __file__, "serve"], stdout=subprocess.PIPE, text=True)
-    try:
-        address = server.stdout.readline().strip()
 
-        def decode(row):
-            pixels = tf.io.decode_raw(tf.strings.substr(row, 0, PIXEL_BYTES), tf.uint8)
-            ids = tf.io.decode_raw(tf.strings.substr(row, PIXEL_BYTES, 8 * TOKENS), tf.int32)
-            return pixels, ids[:TOKENS], ids[TOKENS:]
+    def decode(row):
+        pixels = tf.io.decode_raw(tf.strings.substr(row, 0, PIXEL_BYTES), tf.uint8)
+        ids = tf.io.decode_raw(tf.strings.substr(row, PIXEL_BYTES, 8 * TOKENS), tf.int32)
+        return pixels, ids[:TOKENS], ids[TOKENS:]
 
+    with served(__file__) as address:
         dataset = tf.data.TFRecordDataset(record).shuffle(256).repeat().map(decode).batch(BATCH, drop_remainder=True)
         dataset = dataset.apply(
             tf.data.experimental.service.distribute(
@@ -48,9 +45,6 @@ def main():
             )
         )
         measure(iter(dataset.as_numpy_iterator()), options.seconds)
-    finally:
-        server.kill()
-        server.wait()
     return None
 
 

@@ -5,29 +5,37 @@ import json
 import os
 import pickle
 import re
+import shutil
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import threading
+import types
 import unittest
 from pathlib import Path
+from unittest import mock
 
 import grpc
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "src"))
 from vela_client import BatchStream, GaveUp, LoaderRefused, WrongCursor  # noqa: E402
-from vela_client.wire import Assembler, Calls, message  # noqa: E402
+from vela_client.ledger import HEADER_ROOM, Ledger  # noqa: E402
+from vela_client.link import Link, resolve  # noqa: E402
+from vela_client.wire import Assembler, Calls, channel_options, message  # noqa: E402
 
 SPEC = {"global_batch": 6, "micro_batch": 2, "image_tokens": 4, "max_length": 4096, "seed": 11}
 
 
 class Loader:
-    """A loader process on a free port."""
+    """A loader process, on a free port unless told otherwise."""
 
-    def __init__(self, *arguments):
-        command = [os.environ["VELA_LOADER"], "serve", "--shards", os.environ["VELA_SHARDS"], "--listen", "127.0.0.1:0"]
-        self.process = subprocess.Popen([*command, *arguments], stderr=subprocess.PIPE, text=True)
+    def __init__(self, shards=None, listen="127.0.0.1:0"):
+        shards = shards or os.environ["VELA_SHARDS"]
+        command = [os.environ["VELA_LOADER"], "serve", "--shards", shards, "--listen", listen]
+        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         for line in self.process.stderr:
             line = re.sub(r"\x1b\[[0-9;]*m", "", line)
             if found := re.search(r"serving address=(\S+)", line):
@@ -45,6 +53,119 @@ def equal(one, other):
     return one.keys() == other.keys() and all(
         np.array_equal(one[name], other[name]) if isinstance(one[name], np.ndarray) else one[name] == other[name] for name in one
     )
+
+
+def header(shape, num_samples=1):
+    """A part that begins a batch: five tensors of `shape`, and no image."""
+    header = message("BatchHeader")(num_micro=1)
+    for role in range(1, 6):
+        header.tensors.add(role=role, dtype=1 if role == 5 else 2, shape=shape)
+    header.samples.extend([message("SampleSlot")()] * num_samples)
+    return message("BatchPart")(header=header)
+
+
+class Limits(unittest.TestCase):
+    def test_a_batch_beyond_the_limit_or_without_a_byte_is_refused(self):
+        for limit, shape, found in [(1000, (10, 10), 1700), (1000, (0, 4), 0), (1 << 40, (1 << 40, 1 << 40), 17 << 80)]:
+            with self.assertRaisesRegex(ValueError, f"1 to {limit} bytes, found {found}"):
+                Assembler(limit).push(header(shape))
+        with self.assertRaisesRegex(ValueError, "samples"):
+            Assembler().push(header((1, 1), num_samples=(1 << 20) + 1))
+        self.assertEqual(dict(channel_options(5 << 20))["grpc.max_receive_message_length"], 5 << 20)
+        self.assertEqual(dict(channel_options(1))["grpc.max_receive_message_length"], 1 << 20)
+
+    def test_a_chunk_is_read_once(self):
+        reads = []
+
+        class Chunk:
+            offset = 0
+
+            @property
+            def data(self):
+                reads.append(1)
+                return bytes(17 * 6)
+
+        assembler = Assembler()
+        self.assertIsNone(assembler.push(header((2, 3))))
+        part = types.SimpleNamespace(chunk=Chunk(), HasField=lambda name: name == "chunk")
+        batch, size = assembler.push(part)
+        self.assertEqual((size, assembler.received, batch["labels"].shape, len(reads)), (102, 102, (2, 3), 1))
+        assembler.push(header((2, 3)))
+        with self.assertRaisesRegex(ValueError, "out of order"):
+            assembler.push(message("BatchPart")(chunk={"offset": 0}))
+
+    def test_headers_without_much_payload_are_read_until_they_take_their_room(self):
+        ledger = Ledger(1 << 20)
+        self.assertEqual(ledger.reopen(), 1 << 20)
+        count = 0
+        while ledger.has_room():
+            ledger.announce(16, 1 << 20)
+            ledger.receive(16)
+            ledger.complete()
+            count += 1
+            self.assertLess(count, 100, "nothing bounds them")
+        self.assertGreaterEqual(count, HEADER_ROOM >> 20)
+        self.assertFalse(ledger.is_waiting(1))
+        given = [ledger.take(16) for _ in range(count)]
+        self.assertTrue(ledger.has_room())
+        # All is given back in the end, and no more.
+        self.assertEqual((ledger.held, ledger.outstanding), (0, ledger.budget))
+        self.assertLessEqual(sum(given), ledger.budget)
+        with self.assertRaisesRegex(ValueError, "credit"):
+            ledger.receive(ledger.outstanding + 1)
+
+
+def answers(*hosts):
+    """What a resolver says of a name with these addresses."""
+    return lambda _, port, **__: [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (host, port)) for host in hosts]
+
+
+class Names(unittest.TestCase):
+    def test_each_address_of_a_name_has_its_turn_in_whatever_order_they_are_told(self):
+        link = Link(["replicas.test:7"], None, None, "", 1 << 30)
+        seen = []
+        for hosts in [("10.0.0.1", "10.0.0.2", "10.0.0.3"), ("10.0.0.2", "10.0.0.3", "10.0.0.1"), ("10.0.0.3", "10.0.0.1", "10.0.0.2")]:
+            with mock.patch("socket.getaddrinfo", answers(*hosts)):
+                seen.append(link._address())
+            self.assertEqual((link.url(), link.num_replicas()), ("replicas.test:7", 3))
+            link.turn()
+        self.assertEqual(seen, ["10.0.0.1:7", "10.0.0.2:7", "10.0.0.3:7"])
+
+    def test_what_is_no_name_is_left_to_grpc(self):
+        with mock.patch("socket.getaddrinfo", side_effect=AssertionError("looked up")):
+            for url in ["127.0.0.1:5", "[::1]:5", "dns:///loader:5", "unix:/run/loader", "loader"]:
+                self.assertEqual(resolve(url), [])
+        with mock.patch("socket.getaddrinfo", side_effect=socket.gaierror("no such name")):
+            self.assertEqual(resolve("loader:5"), [])
+
+    def test_damage_at_one_address_of_a_name_is_asked_of_the_other(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        damaged = shutil.copytree(os.environ["VELA_SHARDS"], Path(folder.name) / "damaged")
+        for shard in damaged.glob("*.parquet"):
+            content = bytearray(shard.read_bytes())
+            for place in range(1000, len(content) // 2, 50):
+                content[place] ^= 0x55
+            shard.write_bytes(content)
+        bad = Loader(str(damaged))
+        self.addCleanup(bad.kill)
+        port = bad.address.rpartition(":")[2]
+        good = Loader(listen=f"127.0.0.2:{port}")
+        self.addCleanup(good.kill)
+
+        def names(count, stream):
+            self.addCleanup(stream.close)
+            return [next(stream)["sample_ids"] for _ in range(count)]
+
+        expected = names(14, BatchStream(good.address, **SPEC))
+        with mock.patch("socket.getaddrinfo", answers("127.0.0.1", "127.0.0.2")):
+            self.assertEqual(names(14, BatchStream(f"replicas.test:{port}", **SPEC)), expected)
+        good.kill()
+        also_bad = Loader(str(damaged), listen=f"127.0.0.2:{port}")
+        self.addCleanup(also_bad.kill)
+        with mock.patch("socket.getaddrinfo", answers("127.0.0.1", "127.0.0.2")):
+            with self.assertRaisesRegex(LoaderRefused, "DATA_LOSS"):
+                names(14, BatchStream(f"replicas.test:{port}", **SPEC))
 
 
 class Streams(unittest.TestCase):
@@ -139,7 +260,12 @@ class Streams(unittest.TestCase):
         small = self.open(prefetch_bytes=1)
         for batch in whole:
             self.assertTrue(equal(next(small), batch))
-            self.assertLessEqual(small._receiving[0]._held, small._receiving[0]._budget)
+            ledger = small._receiving[0]._ledger
+            self.assertLessEqual(ledger.held + ledger.open, ledger.budget)
+
+    def test_a_batch_beyond_what_the_consumer_takes_is_an_error(self):
+        with self.assertRaisesRegex(ValueError, "1 to 100 bytes"):
+            next(self.open(max_batch_bytes=100))
 
     def test_a_killed_loader_is_followed_by_the_next_and_nothing_is_lost(self):
         expected = self.epoch(self.open())
@@ -180,9 +306,10 @@ class Streams(unittest.TestCase):
 
     def test_a_pickled_stream_goes_on_where_it_stood(self):
         stream = self.open(packing=(4, 8))
-        while next(stream)["step"] == 0:
-            pass
-        stream.load_state_dict({**stream.state_dict(), "step": 1})
+        first = stream.state_dict()
+        # To the next step, which is that of another epoch where one is all that there is.
+        while stream.state_dict() == first:
+            next(stream)
         other = pickle.loads(pickle.dumps(stream))
         self.addCleanup(other.close)
         self.assertEqual(other.state_dict(), stream.state_dict())

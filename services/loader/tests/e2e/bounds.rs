@@ -2,14 +2,14 @@
 
 use std::time::Duration;
 
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 use vela_client::RemoteSource;
-use vela_proto::v1::{self, batch_part::Part, loader_client::LoaderClient, stream_batches_request::Request};
-use vela_proto::{PART_BYTES, encode_cursor, encode_spec};
+use vela_dataset::Dataset;
+use vela_proto::PART_BYTES;
+use vela_proto::v1::{self, batch_part::Part, stream_batches_request::Request};
 use vela_types::{BatchSource, BatchSpec};
 
+use crate::calls::{self, OpenStream};
 use crate::loader::LocalLoader;
 use crate::shards::{self, Plan};
 
@@ -62,33 +62,16 @@ async fn a_server_sends_only_what_it_has_credit_for() {
     shards::write(folder.path(), &large());
     let config = vela_loader::ServeConfig::new(folder.path().display().to_string(), crate::loader::loopback(0));
     let loader = vela_loader::serve(config, vela_runtime::Shutdown::new()).await.expect("a loader");
-    let (requests, mut parts) = open(&format!("http://{}", loader.addr), 3 * PART_BYTES as u64).await;
+    let url = format!("http://{}", loader.addr);
+    let cursor = Dataset::open(&folder.path().display().to_string()).expect("a set").start_cursor(&shards::spec());
+    let stream = calls::open_stream(&url, &shards::spec(), &cursor, 3 * PART_BYTES as u64).await;
+    let OpenStream { requests, mut parts } = stream.expect("a stream");
     let first = receive_until_silence(&mut parts).await;
     assert!(first <= 3 * PART_BYTES && first > 2 * PART_BYTES, "{first} bytes for a credit of three parts");
     let credit = v1::StreamBatchesRequest { request: Some(Request::Credit(v1::Credit { bytes: 5 << 20 })) };
     requests.send(credit).await.expect("sent");
     let more = first + receive_until_silence(&mut parts).await;
     assert!(more <= 3 * PART_BYTES + (5 << 20) && more > 3 * PART_BYTES + (4 << 20), "{more} bytes");
-}
-
-type Requests = mpsc::Sender<v1::StreamBatchesRequest>;
-
-async fn open(url: &str, credit_bytes: u64) -> (Requests, Streaming<v1::BatchPart>) {
-    let source = tokio::task::block_in_place(|| RemoteSource::connect(url, shards::spec(), 0, 1, 1).expect("a source"));
-    let open = v1::OpenStream {
-        dataset: String::new(),
-        spec: Some(encode_spec(&shards::spec())),
-        partition: Some(v1::Partition { rank: 0, world: 1 }),
-        cursor: Some(encode_cursor(&source.start_cursor())),
-        micro: 0,
-        credit_bytes,
-    };
-    let (requests, outbound) = mpsc::channel(4);
-    requests.send(v1::StreamBatchesRequest { request: Some(Request::Open(open)) }).await.expect("queued");
-    let endpoint = tonic::transport::Endpoint::from_shared(url.to_owned()).expect("a url");
-    let mut client = LoaderClient::new(endpoint.connect().await.expect("a connection"));
-    let parts = client.stream_batches(ReceiverStream::new(outbound)).await.expect("an answer").into_inner();
-    (requests, parts)
 }
 
 /// Chunk bytes until half a second passes without a part.

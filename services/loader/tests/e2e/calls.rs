@@ -1,5 +1,7 @@
 //! Single calls without Vela's client, which would not make them.
 
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Status, Streaming};
 use vela_proto::v1::{self, BatchPart, loader_client::LoaderClient, stream_batches_request::Request};
@@ -32,16 +34,30 @@ pub(crate) fn lookup(url: &str, index: u64) -> Result<v1::LookupResponse, Status
     runtime.block_on(async { Ok(client(url).await.lookup(request).await?.into_inner()) })
 }
 
-/// A stream from `cursor` on, with credit for one byte.
-pub(crate) async fn open_stream(url: &str, spec: &BatchSpec, cursor: &Cursor) -> Result<Streaming<BatchPart>, Status> {
+/// An open stream. With `requests` dropped the consumer says no more, and the loader ends it.
+#[derive(Debug)]
+pub(crate) struct OpenStream {
+    pub(crate) requests: mpsc::Sender<v1::StreamBatchesRequest>,
+    pub(crate) parts: Streaming<BatchPart>,
+}
+
+/// A stream from `cursor` on.
+pub(crate) async fn open_stream(
+    url: &str,
+    spec: &BatchSpec,
+    cursor: &Cursor,
+    credit_bytes: u64,
+) -> Result<OpenStream, Status> {
     let open = v1::OpenStream {
         dataset: String::new(),
         spec: Some(encode_spec(spec)),
         partition: Some(WHOLE),
         cursor: Some(encode_cursor(cursor)),
         micro: 0,
-        credit_bytes: 1,
+        credit_bytes,
     };
-    let request = v1::StreamBatchesRequest { request: Some(Request::Open(open)) };
-    Ok(client(url).await.stream_batches(tokio_stream::once(request)).await?.into_inner())
+    let (requests, outbound) = mpsc::channel(4);
+    requests.send(v1::StreamBatchesRequest { request: Some(Request::Open(open)) }).await.expect("room for one");
+    let parts = client(url).await.stream_batches(ReceiverStream::new(outbound)).await?.into_inner();
+    Ok(OpenStream { requests, parts })
 }

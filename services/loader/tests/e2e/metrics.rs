@@ -3,11 +3,14 @@
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
+use std::process::Stdio;
+use std::sync::Arc;
 
 use vela_client::RemoteSource;
+use vela_dataset::{DamagePolicy, Dataset, LocalSource, Partition};
 use vela_types::BatchSource;
 
-use crate::loader::{command, free_port};
+use crate::loader::{LoaderProcess, command, free_port};
 use crate::security::House;
 use crate::shards;
 
@@ -33,11 +36,7 @@ fn a_scripted_run_is_counted_exactly() {
     let (port, metrics) = (free_port(), format!("127.0.0.1:{}", free_port()));
     let listen = format!("127.0.0.1:{port}");
     let shards = folder.path().display().to_string();
-    let arguments = ["serve", "--shards", &shards, "--listen", &listen, "--metrics-listen", &metrics, "--reflection"];
-    let mut loader = command(&arguments).stderr(std::process::Stdio::piped()).spawn().expect("a loader");
-    let log = BufReader::new(loader.stderr.take().expect("its log"));
-    let mut lines = log.lines().map(|line| line.expect("text"));
-    assert!(lines.any(|line| line.contains("serving")));
+    let loader = serve(&["--shards", &shards, "--listen", &listen, "--metrics-listen", &metrics, "--reflection"]);
     let mut source = RemoteSource::connect(&listen, shards::spec(), 0, 1, 1).expect("a loader");
     // One epoch of 23 samples in steps of six, three micro-batches each; the last step has one masked slot.
     let batches: Vec<_> = (0..12).map(|_| source.next_batch().expect("a batch")).collect();
@@ -60,9 +59,8 @@ fn a_scripted_run_is_counted_exactly() {
     assert_eq!(value(&shown, "vela_loader_refusals_total{kind=\"invalid_request\"}"), 1.0);
     assert!(value(&shown, "vela_loader_build_seconds_count") >= 12.0);
     assert!(value(&shown, "vela_loader_credit_wait_seconds_count") >= 12.0);
-    drop(source);
-    loader.kill().expect("ended");
-    loader.wait().expect("ended");
+    assert_eq!(value(&shown, "vela_loader_damaged_records{dataset=\"default\"}"), 0.0);
+    drop((source, loader));
     check_dashboard(&shown);
 }
 
@@ -72,16 +70,42 @@ fn callers_that_nobody_knows_are_counted() {
     let (listen, metrics) = (format!("127.0.0.1:{}", free_port()), format!("127.0.0.1:{}", free_port()));
     let [train, val] = ["train", "val"].map(|name| format!("{name}={}", house.path("shards").display()));
     let tenants = house.path("tenants.toml").display().to_string();
-    let sets = ["serve", "--shards", &train, "--shards", &val, "--tenants", &tenants];
-    let arguments = [&sets[..], &["--listen", &listen, "--metrics-listen", &metrics]].concat();
-    let mut loader = command(&arguments).stderr(std::process::Stdio::piped()).spawn().expect("a loader");
-    let log = BufReader::new(loader.stderr.take().expect("its log"));
-    assert!(log.lines().map(|line| line.expect("text")).any(|line| line.contains("serving")));
+    let sets = ["--shards", &train, "--shards", &val, "--tenants", &tenants];
+    let _loader = serve(&[&sets[..], &["--listen", &listen, "--metrics-listen", &metrics]].concat());
     assert!(RemoteSource::connect(&listen, shards::spec(), 0, 1, 1).is_err(), "it shows no token");
     let shown = page(&metrics, "/metrics");
-    loader.kill().expect("ended");
-    loader.wait().expect("ended");
     assert_eq!(value(&shown, "vela_loader_refusals_total{kind=\"unauthenticated\"}"), 1.0);
+}
+
+#[test]
+fn damaged_records_are_shown_as_they_are_found() {
+    let folder = tempfile::tempdir().expect("a folder");
+    shards::write(folder.path(), &shards::Plan { side: 64, always_image: true, ..shards::Plan::small() });
+    shards::damage(&folder.path().join("shard-00001.parquet"));
+    let (listen, metrics) = (format!("127.0.0.1:{}", free_port()), format!("127.0.0.1:{}", free_port()));
+    let shards = folder.path().display().to_string();
+    let flags = ["--damage", "mask", "--listen", &listen, "--metrics-listen", &metrics];
+    let _loader = serve(&[&["--shards", &shards][..], &flags].concat());
+    let local = Arc::new(Dataset::open(&shards).expect("a set").with_damage_policy(DamagePolicy::Mask));
+    let mut expected = LocalSource::new(Arc::clone(&local), shards::spec(), Partition::WHOLE, 1).expect("a source");
+    let mut source = RemoteSource::connect(&listen, shards::spec(), 0, 1, 1).expect("a loader");
+    for _ in 0..12 {
+        assert_eq!(source.next_batch().expect("a batch"), expected.next_batch().expect("a batch"));
+    }
+    let shown = value(&page(&metrics, "/metrics"), "vela_loader_damaged_records{dataset=\"default\"}");
+    assert!(shown >= 2.0, "{shown}");
+    assert_eq!(shown, local.num_damaged() as f64);
+}
+
+/// `loader serve`, once it does.
+fn serve(flags: &[&str]) -> LoaderProcess {
+    let mut serve = command(&[&["serve"][..], flags].concat());
+    let mut loader = LoaderProcess(serve.stderr(Stdio::piped()).spawn().expect("a loader"));
+    let mut log = BufReader::new(loader.0.stderr.take().expect("its log"));
+    assert!(log.by_ref().lines().map(|line| line.expect("text")).any(|line| line.contains("serving")));
+    // Kept open: a loader that cannot write its log would say so instead.
+    loader.0.stderr = Some(log.into_inner());
+    loader
 }
 
 /// Every metric that the dashboard names is one that was shown.

@@ -6,21 +6,12 @@ use vela_client::{ClientError, RemoteSource};
 use vela_loader::{LoaderError, ServeConfig, serve};
 use vela_proto::ErrorKind;
 use vela_runtime::Shutdown;
+use vela_tests::told;
 use vela_types::{BatchSource, BatchSpec, Cursor, Fingerprint};
 
 use crate::calls;
 use crate::loader::{LocalLoader, free_port, loopback};
 use crate::shards::{self, Plan};
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(source) = cause {
-        text.push_str(&format!(": {source}"));
-        cause = source.source();
-    }
-    text
-}
 
 fn small_loader() -> (tempfile::TempDir, LocalLoader) {
     let folder = tempfile::tempdir().expect("a folder");
@@ -53,7 +44,7 @@ fn a_spec_that_does_not_fit_is_refused_by_its_field_on_connect() {
     ];
     for (spec, rank, world, named) in cases {
         let error = RemoteSource::connect(&loader.url(), spec, rank, world, 1 << 20).expect_err(named);
-        assert!(chain(&error).contains(named) && !error.is_retryable(), "{}", chain(&error));
+        assert!(told(&error).contains(named) && !error.is_retryable(), "{}", told(&error));
     }
 }
 
@@ -69,7 +60,7 @@ fn a_micro_batch_beyond_the_byte_limit_is_refused_at_every_entrance_before_it_is
     let ClientError::Service { source: by_describe, .. } = error else { panic!("{error}") };
     let runtime = tokio::runtime::Runtime::new().expect("an event loop");
     let by_stream =
-        runtime.block_on(calls::open_stream(&loader.url(), &huge, &good.start_cursor())).expect_err("refused");
+        runtime.block_on(calls::open_stream(&loader.url(), &huge, &good.start_cursor(), 1)).expect_err("refused");
     let by_get = runtime.block_on(calls::get_batch(&loader.url(), &huge)).expect_err("refused");
     for error in [by_describe, by_stream.into(), by_get.into()] {
         assert_eq!(error.kind, ErrorKind::InvalidRequest, "{error}");
@@ -86,7 +77,7 @@ fn a_record_longer_than_the_spec_is_refused_when_a_stream_opens() {
     let source = RemoteSource::connect(&loader.url(), shards::spec(), 0, 1, 1 << 20).expect("a stream");
     let cursor = Cursor { spec: vela_dataset::spec_fingerprint(&short), ..source.start_cursor() };
     let runtime = tokio::runtime::Runtime::new().expect("an event loop");
-    let by_stream = runtime.block_on(calls::open_stream(&loader.url(), &short, &cursor)).expect_err("refused");
+    let by_stream = runtime.block_on(calls::open_stream(&loader.url(), &short, &cursor, 1)).expect_err("refused");
     let by_get = runtime.block_on(calls::get_batch(&loader.url(), &short)).expect_err("refused");
     for status in [by_stream, by_get] {
         assert_eq!(status.code(), tonic::Code::InvalidArgument, "{status}");
@@ -139,12 +130,7 @@ fn a_cursor_of_other_data_or_another_spec_is_refused_by_name() {
 fn a_damaged_record_ends_the_stream_with_its_name_and_is_not_retried() {
     let folder = tempfile::tempdir().expect("a folder");
     shards::write(folder.path(), &Plan { side: 64, always_image: true, ..Plan::small() });
-    let file = folder.path().join("shard-00001.parquet");
-    let mut bytes = std::fs::read(&file).expect("a shard");
-    for byte in bytes.iter_mut().skip(1000).take(40_000) {
-        *byte ^= 0x55;
-    }
-    std::fs::write(&file, bytes).expect("written");
+    shards::damage(&folder.path().join("shard-00001.parquet"));
     let loader = LocalLoader::start(folder.path());
     let mut source = RemoteSource::connect(&loader.url(), shards::spec(), 0, 1, 1 << 20).expect("a stream");
     let error = (0..12).find_map(|_| source.next_batch().err()).expect("damage is found in the first epoch");
@@ -153,7 +139,7 @@ fn a_damaged_record_ends_the_stream_with_its_name_and_is_not_retried() {
         matches!(client_error, ClientError::Service { source, .. } if source.kind == ErrorKind::Damaged),
         "{error}"
     );
-    assert!(chain(&*error).contains("shard-00001.parquet"), "{}", chain(&*error));
+    assert!(told(&*error).contains("shard-00001.parquet"), "{}", told(&*error));
 }
 
 #[test]

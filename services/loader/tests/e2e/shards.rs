@@ -60,6 +60,13 @@ pub(crate) fn write_to(store: Arc<dyn Store>, plan: &Plan, num_shards: u32) {
     build.commit(num_shards, BTreeMap::new(), serde_json::json!({})).expect("a manifest");
 }
 
+/// Turns bytes of a shard whose images are at least 64 x 64.
+pub(crate) fn damage(shard: &Path) {
+    let mut bytes = std::fs::read(shard).expect("a shard");
+    bytes.iter_mut().skip(1000).take(40_000).for_each(|byte| *byte ^= 0x55);
+    std::fs::write(shard, bytes).expect("written");
+}
+
 /// Batches of six in micro-batches of two, on one to three ranks.
 pub(crate) fn spec() -> BatchSpec {
     BatchSpec {

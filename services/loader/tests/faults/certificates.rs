@@ -14,7 +14,7 @@ use crate::authority::Authority;
 use crate::loader::{LocalLoader, loopback};
 use crate::proxy::{Fault, FaultProxy, Weather};
 use crate::shards::{self, Plan};
-use crate::work::{connect_patiently, consume, digest, expected, local};
+use crate::work::{connect_patiently, consume, digest, expected, local, wait_until};
 
 const RELOAD_EVERY: Duration = Duration::from_millis(50);
 
@@ -63,14 +63,6 @@ fn trusting(authority: &Authority) -> ClientOptions {
 /// Whether a new connection trusts what the loader shows.
 fn is_trusted(url: &str, authority: &Authority) -> bool {
     RemoteSource::connect_with(url, shards::spec(), 0, 1, trusting(authority)).is_ok()
-}
-
-fn wait_until(what: &str, is_so: impl Fn() -> bool) {
-    let started = Instant::now();
-    while !is_so() {
-        assert!(started.elapsed() < Duration::from_secs(10), "not within ten seconds: {what}");
-        std::thread::sleep(RELOAD_EVERY);
-    }
 }
 
 #[test]

@@ -8,7 +8,7 @@ use vela_client::ClientOptions;
 use vela_dataset::{Dataset, Partition};
 use vela_types::BatchSpec;
 
-use crate::loader::{LoaderProcess, free_port, loopback};
+use crate::loader::{LoaderProcess, free_port};
 use crate::proxy::{Fault, FaultProxy, Weather};
 use crate::shards::{self, Plan};
 use crate::work::{Consumed, assert_exactly_once, connect_patiently, consume, expected};
@@ -23,7 +23,7 @@ fn plan() -> Plan {
 /// Two loader processes over one data set, each behind a proxy.
 struct House {
     dataset: Arc<Dataset>,
-    proxies: Vec<FaultProxy>,
+    proxies: [FaultProxy; 2],
     _servers: Vec<LoaderProcess>,
     _folder: tempfile::TempDir,
 }
@@ -35,13 +35,12 @@ impl House {
         let dataset = Arc::new(Dataset::open(&folder.path().display().to_string()).expect("a data set"));
         let ports = [free_port(), free_port()];
         let servers = ports.iter().map(|&port| LoaderProcess::start(folder.path(), port)).collect();
-        let weather = |seed| Weather { seed, faults: faults.to_vec(), most_bytes: 256 << 10 };
-        let proxies = (seed..).zip(ports).map(|(seed, port)| FaultProxy::start(loopback(port), weather(seed)));
-        Self { dataset, proxies: proxies.collect(), _servers: servers, _folder: folder }
+        let proxies = FaultProxy::pair(ports, &Weather { seed, faults: faults.to_vec(), most_bytes: 256 << 10 });
+        Self { dataset, proxies, _servers: servers, _folder: folder }
     }
 
     fn urls(&self) -> String {
-        self.proxies.iter().map(FaultProxy::url).collect::<Vec<_>>().join(",")
+        self.proxies.each_ref().map(FaultProxy::url).join(",")
     }
 
     fn struck(&self) -> BTreeMap<&'static str, u64> {

@@ -7,10 +7,10 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use vela_client::{ClientOptions, RemoteSource};
 use vela_dataset::Partition;
-use vela_types::{Batch, BatchSource, BatchSpec};
+use vela_types::{BatchSource, BatchSpec};
 
 use crate::record::Record;
-use crate::work::connect_patiently;
+use crate::work::{connect_patiently, take_step};
 
 const VARIABLE: &str = "VELA_TEST_CONSUMER";
 
@@ -114,10 +114,7 @@ fn run(source: &mut RemoteSource, order: &Order, path: &Path) {
     }
     let mut pause = order.first_pause;
     while record.epoch() < order.epochs {
-        let mut batches: Vec<Batch> = vec![source.next_batch().expect("a batch")];
-        while batches.last().is_some_and(|batch| batch.position.micro + 1 < batch.num_micro) {
-            batches.push(source.next_batch().expect("a batch"));
-        }
+        let batches = take_step(source);
         record.add_step(&batches, source.cursor(), order.keeps_ids);
         record.save(path);
         drop(batches);

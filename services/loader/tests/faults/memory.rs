@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 
 use vela_client::{ClientOptions, RemoteSource};
 use vela_dataset::Partition;
+use vela_proto::v1::batch_part::Part;
 use vela_types::{BatchSource, BatchSpec};
 
-use crate::calls;
+use crate::calls::{self, OpenStream};
 use crate::consumer::{ConsumerProcess, Order};
 use crate::kills::RaiseOnDrop;
 use crate::loader::{LoaderProcess, free_port, loopback, serve_command};
@@ -56,8 +57,8 @@ fn a_paused_consumer_keeps_server_and_client_within_their_budgets() {
     let spec = BatchSpec { global_batch: 4, micro_batch: 4, ..shards::spec() };
     let port = free_port();
     let cores = std::thread::available_parallelism().map_or(1, usize::from) as u64;
-    // The server's stated budget: `docs/protocol.md`, limits; two batches per consumer, the cores, four idle buffers.
-    let server_budget = 2 * MIB * (2 + cores + 4);
+    // The server's stated budget: `docs/protocol.md`, limits; three batches per consumer, the cores, four idle buffers.
+    let server_budget = 2 * MIB * (3 + cores + 4);
     let client_budget = 16 * MIB;
     let loader = server(&folder.path().join("shards"), port, &["--max-batch-bytes", "2MiB", "--max-consumers", "1"]);
     std::thread::sleep(Duration::from_millis(300));
@@ -174,14 +175,19 @@ fn idle_streams_cost_little() {
     let cursor = vela_dataset::Dataset::open(&folder.path().display().to_string()).expect("a set");
     let cursor = cursor.start_cursor(&shards::spec());
     let runtime = tokio::runtime::Runtime::new().expect("an event loop");
-    let open = || runtime.block_on(calls::open_stream(&url, &shards::spec(), &cursor)).expect("a stream");
+    let open = || runtime.block_on(calls::open_stream(&url, &shards::spec(), &cursor, 1)).expect("a stream");
     let _first = open();
     std::thread::sleep(Duration::from_millis(300));
     let before = own(loader.0.id());
-    let streams: Vec<_> = (0..STREAMS).map(|_| open()).collect();
+    let mut streams: Vec<_> = (0..STREAMS).map(|_| open()).collect();
     std::thread::sleep(Duration::from_millis(700));
     let cost = own(loader.0.id()).saturating_sub(before);
-    assert_eq!(streams.len() as u64, STREAMS);
+    for OpenStream { parts, .. } in &mut streams {
+        let header = runtime.block_on(parts.message()).expect("a part");
+        assert!(header.is_some_and(|part| matches!(part.part, Some(Part::Header(_)))), "headers are free");
+        let idle = runtime.block_on(async { tokio::time::timeout(Duration::from_millis(5), parts.message()).await });
+        assert!(idle.is_err(), "a stream that is open, and waits for credit: {idle:?}");
+    }
     note(&format!("{STREAMS} idle streams cost {} KiB", cost >> 10));
     assert!(cost < LIMIT, "{cost} bytes");
 }

@@ -12,6 +12,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::{Builder, Runtime};
 use vela_types::SeedStream;
 
+use crate::loader::loopback;
+
 /// What happens to a connection once some bytes have passed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Fault {
@@ -90,6 +92,14 @@ impl FaultProxy {
             }
         });
         Self { addr, shared, _runtime: runtime }
+    }
+
+    /// One for each of two loaders on this machine, the second with the next seed.
+    pub(crate) fn pair(ports: [u16; 2], weather: &Weather) -> [Self; 2] {
+        [0, 1].map(|number| {
+            let weather = Weather { seed: weather.seed + number as u64, ..weather.clone() };
+            Self::start(loopback(ports[number]), weather)
+        })
     }
 
     pub(crate) fn url(&self) -> String {

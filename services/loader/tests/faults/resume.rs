@@ -5,11 +5,11 @@ use std::sync::Arc;
 use vela_client::{ClientError, ClientOptions, RemoteSource};
 use vela_dataset::{BlendPart, Dataset, DatasetError, LocalSource, Partition};
 use vela_loader::{DatasetConfig, ServeConfig};
-use vela_types::{Batch, BatchSource, BatchSpec, Cursor, CursorMismatch, Fingerprint, PackingSpec, SourceError};
+use vela_types::{BatchSource, BatchSpec, Cursor, CursorMismatch, Fingerprint, PackingSpec, SourceError};
 
 use crate::loader::{LocalLoader, loopback};
 use crate::shards::{self, Plan};
-use crate::work::{digest, local};
+use crate::work::{digest, ids, local, take_step};
 
 /// Two data sets of small records, the second a blend, behind one loader.
 struct House {
@@ -68,11 +68,7 @@ impl Resumable for RemoteSource {
 
 /// One step of one rank.
 fn step(source: &mut dyn Resumable) -> Vec<Fingerprint> {
-    let mut batches: Vec<Batch> = vec![source.next_batch().expect("a batch")];
-    while batches.last().is_some_and(|batch| batch.position.micro + 1 < batch.num_micro) {
-        batches.push(source.next_batch().expect("a batch"));
-    }
-    batches.iter().map(digest).collect()
+    take_step(source).iter().map(digest).collect()
 }
 
 /// The cursor as a checkpoint keeps it.
@@ -175,13 +171,7 @@ fn a_run_goes_on_with_other_ranks_over_the_wire() {
             let mut source = house.remote("blend", &spec, Partition { rank, world });
             source.seek(cursor).expect("its own cursor");
             for of_step in &mut of_steps {
-                loop {
-                    let batch = source.next_batch().expect("a batch");
-                    of_step.extend(crate::work::ids(&batch));
-                    if batch.position.micro + 1 == batch.num_micro {
-                        break;
-                    }
-                }
+                of_step.extend(take_step(&mut source).iter().flat_map(ids));
             }
             next = source.cursor();
         }

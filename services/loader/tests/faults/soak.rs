@@ -14,7 +14,7 @@ use vela_types::SeedStream;
 
 use crate::consumer::{ConsumerProcess, Order};
 use crate::kills::RaiseOnDrop;
-use crate::loader::{LoaderProcess, free_port, loopback};
+use crate::loader::{LoaderProcess, free_port};
 use crate::process::own_bytes;
 use crate::proxy::{Fault, FaultProxy, Weather};
 use crate::record::Record;
@@ -220,7 +220,7 @@ fn a_soak_ends_with_every_sample_consumed_once_and_flat_memory() {
     let (ports, stop) = ([free_port(), free_port()], AtomicBool::new(false));
     let soak = Soak { folder, store, ports, stop, counts: Counts::default(), length };
     let steady = soak.start_server(0);
-    let proxies = [0, 1].map(|number| FaultProxy::start(loopback(ports[number]), weather(50 + number as u64)));
+    let proxies = FaultProxy::pair(ports, &weather(50));
     let urls = proxies.each_ref().map(FaultProxy::url);
     let both = |first: usize| format!("{},{}", urls[first], urls[1 - first]);
     let brisk = Duration::from_millis(5);

@@ -7,15 +7,20 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use vela_client::ClientOptions;
+use tokio::runtime::Runtime;
+use vela_client::{ClientOptions, RemoteSource};
 use vela_dataset::{Dataset, Partition};
 use vela_shard::{RemoteOptions, RemoteStore};
 use vela_tests::s3::{Fault, S3Server};
+use vela_types::{BatchSource, BatchSpec, Cursor};
 
 use crate::loader::{LoaderProcess, free_port, loopback, serve_command};
-use crate::note;
 use crate::shards::{self, Plan};
-use crate::work::{assert_exactly_once, connect_patiently, consume, expected};
+use crate::work::{assert_exactly_once, connect_patiently, consume, expected, wait_until};
+use crate::{calls, note};
+
+/// Longer than a test waits for what does not depend on it.
+const LATE: Fault = Fault::Delay(Duration::from_secs(15));
 
 /// Writes the set below `set/` of the bucket.
 pub(crate) fn upload(server: &S3Server, plan: &Plan, num_shards: u32) {
@@ -93,7 +98,7 @@ fn a_replica_whose_store_is_slow_is_left_for_another() {
     shards::write_shards(folder.path(), &plan, 4);
     let server = S3Server::start();
     upload(&server, &plan, 4);
-    server.strike("GET", "shard-00002", Fault::Delay(Duration::from_secs(15)), usize::MAX);
+    server.strike("GET", "shard-00002", LATE, usize::MAX);
     let ports = [free_port(), free_port()];
     let _slow = LoaderProcess::spawn(serve_remote(&server, cache.path(), ports[0]), ports[0]);
     let _quick = LoaderProcess::start(folder.path(), ports[1]);
@@ -106,4 +111,57 @@ fn a_replica_whose_store_is_slow_is_left_for_another() {
     assert_exactly_once(&[consumed], plan.num_samples, 2);
     assert!(source.stats().num_streams >= 2, "{:?}", source.stats());
     assert!(started.elapsed() < Duration::from_secs(10), "the slow store was waited for");
+}
+
+#[test]
+fn lookups_that_wait_for_a_store_hold_up_nobody_who_connects() {
+    let plan = Plan { num_samples: 24, side: 24, always_image: false, num_tokens: 5, seed: 24 };
+    let (server, cache, port) = (S3Server::start(), tempfile::tempdir().expect("a folder"), free_port());
+    upload(&server, &plan, 6);
+    server.take_requests();
+    server.strike("GET", "shard-", LATE, usize::MAX);
+    let url = format!("http://{}", loopback(port));
+    std::thread::scope(|scope| {
+        // Ended with this block, however it is left: the lookups end with it.
+        let _loader = LoaderProcess::spawn(serve_remote(&server, cache.path(), port), port);
+        for shard in 0..6 {
+            let url = &url;
+            scope.spawn(move || calls::lookup(url, 4 * shard).expect_err("its loader is killed"));
+        }
+        wait_until("four lookups fetch", || server.count_requests("GET", "shard-") >= 4);
+        let options = ClientOptions { give_up_after: Duration::from_secs(5), ..ClientOptions::default() };
+        let source = RemoteSource::connect_with(&url, shards::spec(), 0, 1, options).expect("a description");
+        assert_eq!(source.info().num_samples, plan.num_samples);
+        assert_eq!(server.count_requests("GET", "shard-"), 4, "the other two wait for their turn");
+    });
+}
+
+#[test]
+fn a_slow_shard_holds_up_only_those_who_read_it() {
+    /// More than may fetch at once.
+    const WAITING: usize = 9;
+    let plan = Plan { num_samples: 48, side: 24, always_image: false, num_tokens: 5, seed: 25 };
+    let (server, cache, port) = (S3Server::start(), tempfile::tempdir().expect("a folder"), free_port());
+    upload(&server, &plan, 4);
+    server.take_requests();
+    server.strike("GET", "shard-00002", LATE, usize::MAX);
+    let _loader = LoaderProcess::spawn(serve_remote(&server, cache.path(), port), port);
+    let (url, spec) = (format!("http://{}", loopback(port)), BatchSpec { shuffle: false, ..shards::spec() });
+    let runtime = Runtime::new().expect("an event loop");
+    let first_batch = || {
+        runtime.block_on(async {
+            let got = tokio::time::timeout(Duration::from_secs(5), calls::get_batch(&url, &spec)).await;
+            got.expect("not held up").expect("a batch of the first shard")
+        })
+    };
+    first_batch();
+    // Twelve samples of a shard are two steps: the fifth is the first to read the third shard.
+    let cursor = connect_patiently(&url, &spec, Partition::WHOLE, &ClientOptions::default()).start_cursor();
+    let cursor = Cursor { step: 4, ..cursor };
+    let open = || runtime.block_on(calls::open_stream(&url, &spec, &cursor, 1)).expect("a stream");
+    let waiting: Vec<_> = (0..WAITING).map(|_| open()).collect();
+    wait_until("the shard is asked for", || server.count_requests("GET", "shard-00002") >= 1);
+    std::thread::sleep(Duration::from_millis(200));
+    first_batch();
+    assert_eq!(server.count_requests("GET", "shard-00002"), 1, "{} wait for one fetch", waiting.len());
 }

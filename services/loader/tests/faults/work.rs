@@ -57,6 +57,15 @@ pub(crate) fn consume(source: &mut dyn BatchSource, epochs: u64) -> Consumed {
     }
 }
 
+/// All micro-batches of the next step.
+pub(crate) fn take_step(source: &mut dyn BatchSource) -> Vec<Batch> {
+    let mut batches = vec![source.next_batch().expect("a batch")];
+    while batches.last().is_some_and(|batch| batch.position.micro + 1 < batch.num_micro) {
+        batches.push(source.next_batch().expect("a batch"));
+    }
+    batches
+}
+
 /// What a rank must have consumed after `epochs` epochs.
 pub(crate) fn expected(dataset: &Arc<Dataset>, spec: &BatchSpec, partition: Partition, epochs: u64) -> Consumed {
     consume(&mut local(dataset, spec, partition), epochs)
@@ -87,6 +96,15 @@ pub(crate) fn connect_patiently(
     }
 }
 
+/// Waits until something that is under way has happened.
+pub(crate) fn wait_until(what: &str, is_so: impl Fn() -> bool) {
+    let started = Instant::now();
+    while !is_so() {
+        assert!(started.elapsed() < Duration::from_secs(10), "not within ten seconds: {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
 /// Fails unless the ranks' samples of `epochs` epochs are those of the data, each once per epoch.
 pub(crate) fn assert_exactly_once(ranks: &[Consumed], num_samples: u64, epochs: u64) {
     let mut counts = vec![0; num_samples as usize];
@@ -107,10 +125,7 @@ pub(crate) fn assert_record(
     assert!(record.epochs.keys().copied().eq(0..epochs), "{:?}", record.epochs.keys());
     let mut expected = Record::default();
     for _ in 0..epochs * steps {
-        let mut batches = vec![source.next_batch().expect("a batch")];
-        while batches.last().is_some_and(|batch| batch.position.micro + 1 < batch.num_micro) {
-            batches.push(source.next_batch().expect("a batch"));
-        }
+        let batches = take_step(&mut source);
         expected.add_step(&batches, source.cursor(), true);
     }
     assert_eq!(record.cursor, expected.cursor);

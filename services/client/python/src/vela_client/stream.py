@@ -8,14 +8,14 @@ import weakref
 import grpc
 
 from .errors import GaveUp, LoaderRefused, WrongCursor
-from .wire import CHANNEL_OPTIONS, OF_ONE_SERVER, RETRYABLE, Assembler, Calls, message
+from .ledger import Ledger
+from .link import Link
+from .wire import MAX_BATCH_BYTES, OF_ONE_SERVER, PART_BYTES, RETRYABLE, Assembler, Calls, message
 
 VERSION = 1
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 2.0
 # A stream that stood for so long was a working one, whether or not a batch came: its consumer may have been busy.
 STEADY_SECONDS = 5.0
-# A part of a batch has no more: with less credit the loader cannot send.
-PART_BYTES = 1 << 20
 
 
 class BatchStream:
@@ -28,7 +28,7 @@ class BatchStream:
     - `sample_ids`, `sample_indices`, `sample_rows`, `sample_valid`: one per document; not valid is a slot without a sample;
     - `epoch`, `step`, `micro`, `num_micro`, `step_label_tokens` (the divisor of the loss: labels of the whole step, all ranks).
 
-    At most `prefetch_bytes` of batches are held ahead (or one batch, if that is larger).
+    At most `prefetch_bytes` of batches are held ahead (or one batch, if that is larger), and 16 MiB more of their headers.
     """
 
     def __init__(
@@ -49,16 +49,17 @@ class BatchStream:
         token=None,
         credentials=None,
         prefetch_bytes=256 << 20,
+        max_batch_bytes=MAX_BATCH_BYTES,
         give_up_after=120.0,
         stall_after=300.0,
     ):
         """`packing`: None, or `(max_images, window)`. `token`: of a tenant. `credentials`: `grpc.ssl_channel_credentials(...)` for an
-        encrypted loader. `give_up_after`: seconds to come back after a working stream was lost, and to describe the data. `stall_after`: seconds
+        encrypted loader. `max_batch_bytes`: larger batches are refused. `give_up_after`: seconds to come back after a working stream was lost, and to describe the data. `stall_after`: seconds
         after which a loader that sends nothing to a waiting consumer is left for another. Raises LoaderRefused if the data cannot be had so, GaveUp if
         no loader answers."""
         arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         self._arguments = arguments
-        self._link = _Link([urls] if isinstance(urls, str) else list(urls), credentials, token, dataset)
+        self._link = Link([urls] if isinstance(urls, str) else list(urls), credentials, token, dataset, max_batch_bytes)
         spec = message("BatchSpec")(
             global_batch=global_batch, micro_batch=micro_batch, seed=seed, shuffle=shuffle,
             shuffle_window=shuffle_window, image_tokens=image_tokens, max_length=max_length,
@@ -66,7 +67,7 @@ class BatchStream:
         if packing is not None:
             spec.packing.max_images, spec.packing.window = packing
         self._spec, self._partition = spec, message("Partition")(rank=rank, world=world)
-        self._prefetch_bytes, self._give_up_after, self._stall_after = prefetch_bytes, give_up_after, stall_after
+        self._limits, self._give_up_after, self._stall_after = (prefetch_bytes, max_batch_bytes), give_up_after, stall_after
         self._place = _Place(self._link, spec, self._partition, self._first_answer())
         self.info, self.steps_per_epoch = self._place.info, self._place.steps_per_epoch
         self._next = (0, 0, 0)
@@ -80,7 +81,7 @@ class BatchStream:
 
     def __next__(self):
         if not self._receiving:
-            self._receiving.append(_Receiver(self._place, self._next, self._prefetch_bytes, self._give_up_after))
+            self._receiving.append(_Receiver(self._place, self._next, self._limits, self._give_up_after))
         started = time.monotonic()
         try:
             batch = self._receiving[0].take(self._stall_after)
@@ -139,15 +140,16 @@ class BatchStream:
 
     def _ask_any(self, ask):
         """The answer of the first replica that gives one."""
-        link, failed = self._link, None
-        for _ in link.urls:
+        link, failed, failures = self._link, None, 0
+        # Names are looked up on the way, so how many there are is seen on the way.
+        while failures == 0 or failures < link.num_replicas():
             with link.channel() as channel:
                 try:
                     return ask(Calls(channel), timeout=self._give_up_after, metadata=link.metadata())
                 except grpc.RpcError as error:
                     if error.code() not in RETRYABLE | OF_ONE_SERVER:
                         raise LoaderRefused(link.url(), error.code(), error.details()) from error
-                    failed = error
+                    failed, failures = error, failures + 1
             link.turn()
         if failed.code() in OF_ONE_SERVER:
             raise LoaderRefused(link.url(), failed.code(), failed.details()) from failed
@@ -163,28 +165,6 @@ def _end(receiving):
     """Without a lock and without waiting: the collector may call this on any thread, the receiver's own too."""
     while receiving:
         receiving.pop().end()
-
-
-class _Link:
-    """The way to the replicas of a loader."""
-
-    def __init__(self, urls, credentials, token, dataset):
-        self.urls, self.dataset = urls, dataset
-        self._credentials, self._token, self._current = credentials, token, 0
-
-    def url(self):
-        return self.urls[self._current]
-
-    def turn(self):
-        self._current = (self._current + 1) % len(self.urls)
-
-    def channel(self):
-        if self._credentials is None:
-            return grpc.insecure_channel(self.url(), CHANNEL_OPTIONS)
-        return grpc.secure_channel(self.url(), self._credentials, CHANNEL_OPTIONS)
-
-    def metadata(self):
-        return () if self._token is None else (("authorization", f"Bearer {self._token}"),)
 
 
 class _Place:
@@ -212,13 +192,15 @@ class _Place:
 class _Receiver:
     """A thread that keeps a stream open, credit flowing and batches queued. The queue is bounded by the credit."""
 
-    def __init__(self, place, position, prefetch_bytes, give_up_after):
+    def __init__(self, place, position, limits, give_up_after):
         self._place, self._position, self._give_up_after = place, position, give_up_after
         self._batches, self._requests, self._finished = queue.Queue(), None, None
+        prefetch_bytes, self._max_batch_bytes = limits
         # What may still come: credit is given again as batches are taken.
-        self._budget, self._held = prefetch_bytes, 0
+        self._ledger = Ledger(prefetch_bytes)
         self._opened, self._stalled, self._heard = None, False, 0
         self._lock, self._closed, self._call = threading.Lock(), threading.Event(), None
+        self._room = threading.Condition(self._lock)
         self._thread = threading.Thread(target=self._run, name="vela-client", daemon=True)
         self._thread.start()
 
@@ -232,8 +214,8 @@ class _Receiver:
         if isinstance(batch, BaseException):
             raise batch
         with self._lock:
-            self._held -= size
-            self._grant(size)
+            self._grant(self._ledger.take(size))
+            self._room.notify()
             if batch["micro"] + 1 == batch["num_micro"]:
                 self._finished = (batch["epoch"], batch["step"])
         return batch
@@ -284,29 +266,29 @@ class _Receiver:
             stood = self._opened is not None and time.monotonic() - self._opened >= STEADY_SECONDS
             if self._position != before:
                 lost_at, pause, failures, refusals = time.monotonic(), FIRST_PAUSE, 0, 0
-            elif stood and 0 < self._held and self._budget - self._held < PART_BYTES:
+            elif stood and not self._ledger.is_waiting(PART_BYTES):
                 # The consumer was busy, not the server.
                 lost_at, pause, failures = time.monotonic(), FIRST_PAUSE, 0
             failures += 1
             code = lost.code() if isinstance(lost, grpc.RpcError) and not self._stalled else grpc.StatusCode.UNAVAILABLE
             if code not in RETRYABLE:
                 refusals += 1
-                if code not in OF_ONE_SERVER or refusals >= len(link.urls):
+                if code not in OF_ONE_SERVER or refusals >= link.num_replicas():
                     raise LoaderRefused(link.url(), code, lost.details()) from lost
-            elif failures > len(link.urls) and time.monotonic() - lost_at >= self._give_up_after:
+            elif failures > link.num_replicas() and time.monotonic() - lost_at >= self._give_up_after:
                 raise GaveUp(f"no batch at {self._position} for {self._give_up_after:.0f} s") from lost
             link.turn()
-            if failures % len(link.urls) == 0:
+            if failures % link.num_replicas() == 0:
                 self._closed.wait(pause)
                 pause = min(2 * pause, LONGEST_PAUSE)
 
     def _stream_once(self, channel):
-        assembler, requests = Assembler(), queue.SimpleQueue()
+        assembler, requests = Assembler(self._max_batch_bytes), queue.SimpleQueue()
         with self._lock:
             if self._closed.is_set():
                 return
             self._requests = requests
-            self._ask(open=self._place.opening(self._position, max(self._budget - self._held, 0)))
+            self._ask(open=self._place.opening(self._position, self._ledger.reopen()))
             self._call = Calls(channel).stream(iter(requests.get, None), metadata=self._place.link.metadata())
             call = self._call
         if self._closed.is_set():
@@ -314,16 +296,15 @@ class _Receiver:
         try:
             for part in call:
                 self._opened, self._heard = self._opened or time.monotonic(), self._heard + 1
-                if part.HasField("header"):
-                    done = assembler.push(part)
-                    with self._lock:
-                        growth = max(0, assembler.announced() - self._budget)
-                        self._budget += growth
-                        self._grant(growth)
-                else:
-                    done = assembler.push(part)
+                done = assembler.push(part)
+                with self._lock:
+                    if part.HasField("header"):
+                        self._grant(self._ledger.announce(assembler.announced(), assembler.header_bytes))
+                    else:
+                        self._ledger.receive(assembler.received)
                 if done is not None:
                     self._queue(*done)
+                self._wait_for_room()
         finally:
             with self._lock:
                 self._requests, self._call = None, None
@@ -336,9 +317,15 @@ class _Receiver:
         if position != self._position:
             raise ValueError(f"loader at {self._place.link.url()}: expected batch {self._position}, found {position}")
         with self._lock:
-            self._held += size
+            self._ledger.complete()
             self._position = self._place.after(position, batch["num_micro"])
             self._batches.put((batch, size))
+
+    def _wait_for_room(self):
+        """Reads no more while headers take too much; `end` wakes nobody, so it is looked for."""
+        with self._lock:
+            while not self._ledger.has_room() and not self._closed.is_set():
+                self._room.wait(0.1)
 
     def _grant(self, size):
         if size > 0:

@@ -1,6 +1,7 @@
 """The messages of `proto/vela/loader/v1`, made from their descriptors, and batches put together from their parts."""
 
 import importlib.resources
+import math
 
 import grpc
 import numpy as np
@@ -31,13 +32,24 @@ DTYPES = {"DTYPE_U8": np.dtype("u1"), "DTYPE_I32": np.dtype("<i4"), "DTYPE_F32":
 ROLE_PREFIX = "TENSOR_ROLE_"
 _dtype_names, _role_names = enum_names("DType"), enum_names("TensorRole")
 
-# A header of very many samples outgrows grpcio's 4 MiB; a chunk is at most 1 MiB.
-CHANNEL_OPTIONS = [
-    ("grpc.max_receive_message_length", 16 << 20),
-    ("grpc.http2.max_frame_size", 1 << 20),
-    ("grpc.keepalive_time_ms", 10_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
-]
+# What is accepted of a loader unless told otherwise: bytes of a batch, of a message, entries of a list.
+MAX_BATCH_BYTES, MAX_MESSAGE_BYTES, MAX_SAMPLES = 4 << 30, 16 << 20, 1 << 20
+# A part of a batch has no more.
+PART_BYTES = 1 << 20
+# What an entry of a header takes beside its bytes: a message, numbers, a string.
+ENTRY_BYTES = 192
+# And a batch without any.
+BATCH_BYTES = 4 << 10
+
+
+def channel_options(max_batch_bytes):
+    """A header of very many samples outgrows grpcio's 4 MiB; where batches are limited to less, so are messages, down to a part."""
+    return [
+        ("grpc.max_receive_message_length", min(MAX_MESSAGE_BYTES, max(PART_BYTES, max_batch_bytes))),
+        ("grpc.http2.max_frame_size", 1 << 20),
+        ("grpc.keepalive_time_ms", 10_000),
+        ("grpc.keepalive_timeout_ms", 10_000),
+    ]
 
 
 class Calls:
@@ -59,30 +71,46 @@ class Calls:
 
 
 class Assembler:
-    """Puts a batch together from its header and chunks, in one buffer that the arrays are views of."""
+    """Puts a batch together from its header and chunks, in one buffer that the arrays are views of. A batch of more than `max_batch_bytes`, or of
+    none, is refused."""
 
-    def __init__(self):
+    def __init__(self, max_batch_bytes=MAX_BATCH_BYTES):
+        self._max_batch_bytes = max_batch_bytes
         self._header, self._buffer, self._filled = None, None, 0
+        # Payload of the last part, and what the batch under way, or the one before, takes beside its payload.
+        self.received, self.header_bytes = 0, 0
 
     def push(self, part):
         """Takes the next part; gives `(batch, payload bytes)` when it was a batch's last, else None."""
         if part.HasField("header"):
             if self._header is not None:
                 raise ValueError("a header came inside a batch")
-            self._header, self._filled = part.header, 0
+            self._check(part.header)
+            num_entries = len(part.header.samples) + len(part.header.image_spans)
+            self.header_bytes = BATCH_BYTES + part.ByteSize() + ENTRY_BYTES * num_entries
+            self._header, self._filled, self.received = part.header, 0, 0
             self._buffer = np.empty(self.announced(), np.uint8)
         else:
-            chunk = part.chunk
-            end = self._filled + len(chunk.data)
-            if self._header is None or chunk.offset != self._filled or end > len(self._buffer):
+            # Each reading of the field makes new bytes of it.
+            offset, data = part.chunk.offset, part.chunk.data
+            end = self._filled + len(data)
+            if self._header is None or offset != self._filled or not self._filled < end <= len(self._buffer):
                 raise ValueError("a chunk came out of order")
-            self._buffer[self._filled : end] = np.frombuffer(chunk.data, np.uint8)
-            self._filled = end
+            self._buffer[self._filled : end] = np.frombuffer(data, np.uint8)
+            self._filled, self.received = end, len(data)
         if self._filled < len(self._buffer):
             return None
         batch, size = as_dict(self._header, self._buffer), len(self._buffer)
         self._header = None
         return batch, size
+
+    def _check(self, header):
+        num_entries = max(len(header.samples), len(header.image_spans))
+        if num_entries > MAX_SAMPLES:
+            raise ValueError(f"header: expected at most {MAX_SAMPLES} samples and images, found {num_entries}")
+        announced = sum(num_bytes(tensor) for tensor in header.tensors)
+        if not 0 < announced <= self._max_batch_bytes:
+            raise ValueError(f"header: expected a payload of 1 to {self._max_batch_bytes} bytes, found {announced}")
 
     def announced(self):
         """Payload bytes of the batch under way."""
@@ -90,8 +118,8 @@ class Assembler:
 
 
 def num_bytes(tensor):
-    """Bytes of a tensor by its header."""
-    return int(np.prod(tensor.shape, dtype=np.int64)) * DTYPES[_dtype_names[tensor.dtype]].itemsize
+    """Bytes of a tensor by its header, however large it says it is."""
+    return math.prod(tensor.shape) * DTYPES[_dtype_names[tensor.dtype]].itemsize
 
 
 def as_dict(header, payload):
