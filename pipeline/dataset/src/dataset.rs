@@ -361,19 +361,11 @@ impl Dataset {
         Ok((made, *labels))
     }
 
-    /// Part and shard of each sample that is read for the micro-batch at `position`.
-    pub(crate) fn shards_of(
-        &self,
-        rows: &PlannedRows,
-        position: Position,
-    ) -> Result<Vec<(usize, usize)>, DatasetError> {
+    /// The samples that are read for the micro-batch at `position`.
+    pub(crate) fn samples_of(&self, rows: &PlannedRows, position: Position) -> Result<Vec<u64>, DatasetError> {
         let PlannedRows { spec, name, units, plan } = rows;
         let micro = plan.micro_rows(position)?;
         let epoch = self.epoch_of(spec, *name, units, position.epoch)?;
-        let shard_of = |index: u64| {
-            let number = self.part_number(index);
-            (number, self.parts[number].set.locate(index - self.parts[number].first_index).0)
-        };
         // Where damage is counted, all samples of the step are looked at once.
         let step = (*name, position.epoch, position.step);
         let places = match &self.health {
@@ -383,7 +375,13 @@ impl Dataset {
         // A damaged record is not read again.
         let is_read = |&index: &u64| !self.health.as_ref().is_some_and(|health| health.is_known_damaged(index));
         let samples = places.filter_map(|place| epoch.samples_at(place)).flatten();
-        Ok(samples.filter(is_read).map(shard_of).collect())
+        Ok(samples.filter(is_read).collect())
+    }
+
+    /// Part and shard of record `index`.
+    pub(crate) fn shard_of(&self, index: u64) -> (usize, usize) {
+        let number = self.part_number(index);
+        (number, self.parts[number].set.locate(index - self.parts[number].first_index).0)
     }
 
     pub(crate) fn open_shard(&self, part: usize, shard: usize) -> Result<(), DatasetError> {

@@ -72,8 +72,13 @@ impl ShardSlot {
         }
     }
 
+    /// False also while it is being opened.
     pub(crate) fn is_open(&self) -> bool {
-        self.open.read().unwrap_or_else(PoisonError::into_inner).is_some()
+        match self.open.try_read() {
+            Ok(slot) => slot.is_some(),
+            Err(TryLockError::Poisoned(slot)) => slot.into_inner().is_some(),
+            Err(TryLockError::WouldBlock) => false,
+        }
     }
 
     /// Replaces `faulty`, whose bytes are damaged, by a copy fetched anew, once `drop_copy` has dropped the old one. `None` if there is no

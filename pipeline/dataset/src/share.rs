@@ -55,28 +55,34 @@ impl Share {
         self.dataset.check_cursor(self.rows.name, self.rows.plan.steps_per_epoch(), cursor)
     }
 
-    /// Whether the shards that the micro-batch at `position` reads are open. Fetches nothing; a shard that is being opened is waited for.
+    /// Whether the shards that the micro-batch at `position` reads are open. Fetches nothing and waits for none.
     pub fn has_open_shards(&self, position: Position) -> Result<bool, DatasetError> {
-        let shards = self.dataset.shards_of(&self.spec, &self.units, &self.plan, position)?;
-        Ok(shards.iter().all(|&(part, shard)| self.dataset.is_open(part, shard)))
+        let samples = self.dataset.samples_of(&self.rows, position)?;
+        let mut shards = samples.into_iter().map(|index| self.dataset.shard_of(index));
+        Ok(shards.all(|(part, shard)| self.dataset.is_open(part, shard)))
     }
 
     /// Opens the shards that the micro-batch at `position` reads, several at once: remote ones are fetched, which may take long and needs no
-    /// processor. [`Share::batch`] then waits for none, unless they had to make room for others meanwhile. A damaged shard is no error here.
+    /// processor. [`Share::batch`] then waits for none, unless they had to make room for others meanwhile. Where there were any, the lengths
+    /// of its samples are touched too, which may lie on a disk. Damage is no error here.
     pub fn open_shards(&self, position: Position) -> Result<(), DatasetError> {
-        let shards = self.dataset.shards_of(&self.rows, position)?;
-        let shards: Vec<(usize, usize)> = shards.into_iter().collect::<BTreeSet<_>>().into_iter().collect();
-        let open = |&(part, shard): &(usize, usize)| match self.dataset.open_shard(part, shard) {
-            // The batch meets it again and treats it by its policy.
-            Err(fault) if fault.is_damage() => Ok(()),
-            opened => opened,
-        };
-        if shards.iter().all(|&(part, shard)| self.dataset.is_open(part, shard)) {
+        let dataset = &self.dataset;
+        let samples = dataset.samples_of(&self.rows, position)?;
+        let shards: BTreeSet<(usize, usize)> = samples.iter().map(|&index| dataset.shard_of(index)).collect();
+        let shards: Vec<(usize, usize)> = shards.into_iter().collect();
+        if shards.iter().all(|&(part, shard)| dataset.is_open(part, shard)) {
             return Ok(());
         }
-        let at_once = shards.chunks(shards.len().div_ceil(OPENED_AT_ONCE));
+        let open = |&(part, shard): &(usize, usize)| unless_damaged(dataset.open_shard(part, shard));
+        let touch = |&index: &u64| unless_damaged(dataset.lengths(index).map(drop));
+        let work = |thread: usize| {
+            samples.iter().skip(thread).step_by(OPENED_AT_ONCE).try_for_each(touch)?;
+            shards.iter().skip(thread).step_by(OPENED_AT_ONCE).try_for_each(open)
+        };
+        let work = &work;
         std::thread::scope(|scope| {
-            let threads: Vec<_> = at_once.map(|some| scope.spawn(move || some.iter().try_for_each(open))).collect();
+            let threads = 0..OPENED_AT_ONCE.min(samples.len());
+            let threads: Vec<_> = threads.map(|thread| scope.spawn(move || work(thread))).collect();
             threads.into_iter().try_for_each(|thread| thread.join().unwrap_or(Err(DatasetError::WorkerLost)))
         })
     }
@@ -89,5 +95,13 @@ impl Share {
     /// Makes the micro-batch at `position`. Equal shares and positions give equal batches, always.
     pub fn batch(&self, position: Position) -> Result<Batch, DatasetError> {
         self.dataset.make_batch(&self.rows, position)
+    }
+}
+
+/// The batch meets damage again and treats it by its policy.
+fn unless_damaged(outcome: Result<(), DatasetError>) -> Result<(), DatasetError> {
+    match outcome {
+        Err(fault) if fault.is_damage() => Ok(()),
+        outcome => outcome,
     }
 }

@@ -47,7 +47,7 @@ fn blocks_of(dataset: &Dataset, step: u64) -> BTreeSet<u64> {
 #[test]
 fn opening_and_resuming_read_no_block_of_lengths_but_those_of_the_batch() {
     let folder = tempfile::tempdir().expect("a folder");
-    linked::write(folder.path(), SHARD_ROWS, NUM_SHARDS).expect("a set");
+    linked::write(folder.path(), SHARD_ROWS, NUM_SHARDS, 1).expect("a set");
     let good = open(folder.path());
     assert_eq!(good.num_records(), NUM_RECORDS);
     let step = NUM_RECORDS / u64::from(SPEC.global_batch) * 9 / 10;
@@ -88,7 +88,7 @@ fn opening_and_resuming_read_no_block_of_lengths_but_those_of_the_batch() {
 #[test]
 fn the_longest_record_of_a_large_set_is_known_when_it_is_opened() {
     let folder = tempfile::tempdir().expect("a folder");
-    linked::write(folder.path(), 500, 40).expect("a set");
+    linked::write(folder.path(), 500, 40, 1).expect("a set");
     let set = open(folder.path());
     let lengths = (0..500).map(|index| set.lengths(index).expect("whole").num_tokens);
     let longest = lengths.max().expect("records");

@@ -164,7 +164,7 @@ impl ShardReader {
     }
 
     fn page(&self, row: u64, column: Column) -> Result<&[u8], &'static str> {
-        let range = self.table.page(row, column).ok_or("there is no such row")?;
+        let range = self.table.page(&self.file, row, column)?;
         self.file.get(range).ok_or("the page lies outside the file")
     }
 

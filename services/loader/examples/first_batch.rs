@@ -1,7 +1,7 @@
 //! How long a trainer waits for its first batch after a resume far into the epoch of a large set: in a new process of its own, and from a new
 //! `loader` process.
 //!
-//! `first_batch FOLDER [--shard-rows N] [--shards N] [--batch N] [--repeats N]` prints one JSON object, times in milliseconds. A set is made in
+//! `first_batch FOLDER [--shard-rows N] [--shards N] [--times N] [--batch N] [--repeats N]` prints one JSON object, times in milliseconds. A set is made in
 //! FOLDER unless there is one: one shard of texts under the names of all, and the lengths of all. Each way is measured with the
 //! set's files in the system's cache, and with them dropped from it (by `dd`). The binary `loader` is taken from the folder
 //! above the example's own.
@@ -42,6 +42,9 @@ struct Args {
     /// Shards of a set that is made.
     #[arg(long, default_value_t = 100)]
     shards: u32,
+    /// Tokens of a record of a set that is made, in tens.
+    #[arg(long, default_value_t = 20)]
+    times: usize,
     /// Samples of a micro-batch, and of a step.
     #[arg(long, default_value_t = 32)]
     batch: u32,
@@ -80,7 +83,7 @@ fn measure(args: &Args) -> Result<Value, Failure> {
     let is_new = !args.folder.join("manifest.json").exists();
     if is_new {
         std::fs::create_dir_all(&args.folder)?;
-        linked::write(&args.folder, args.shard_rows, args.shards)?;
+        linked::write(&args.folder, args.shard_rows, args.shards, args.times)?;
     }
     let written = is_new.then(|| started.elapsed().as_secs_f64());
     let repeat = |way: fn(&Args) -> Result<Value, Failure>, is_dropped: bool| -> Result<Vec<Value>, Failure> {

@@ -14,8 +14,13 @@ use vela_types::{Fingerprint, Record};
 use crate::fixture;
 
 /// Writes a set of `num_shards` shards into the empty `folder`: the same `shard_rows` texts in each, so that their records are told apart by
-/// their index alone.
-pub(crate) fn write(folder: &Path, shard_rows: u64, num_shards: u32) -> Result<Manifest, Box<dyn Error + Send + Sync>> {
+/// their index alone. A text is one of the fixture (some ten tokens) so many `times`.
+pub(crate) fn write(
+    folder: &Path,
+    shard_rows: u64,
+    num_shards: u32,
+    times: usize,
+) -> Result<Manifest, Box<dyn Error + Send + Sync>> {
     let (local, store) = (LocalStore::new(folder), fixture::store(folder));
     let settings = ShardSettings {
         row_group_bytes: DEFAULT_ROW_GROUP_BYTES,
@@ -24,7 +29,9 @@ pub(crate) fn write(folder: &Path, shard_rows: u64, num_shards: u32) -> Result<M
     let mut shard = ShardWriter::create(store, 0, &settings)?;
     for number in 0..shard_rows {
         // Every third record of the fixture has no image.
-        let record = Record { id: format!("linked/{number}"), ..fixture::record(3 * number) };
+        let short = fixture::record(3 * number);
+        let (input_ids, labels) = (short.input_ids.repeat(times), short.labels.repeat(times));
+        let record = Record { id: format!("linked/{number}"), input_ids, labels, ..short };
         shard.push(&record)?;
     }
     let shard = shard.finish()?;
