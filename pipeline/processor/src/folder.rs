@@ -51,10 +51,16 @@ pub(crate) struct Folder {
 }
 
 impl Folder {
-    /// Reads `dir` and brings it to canonical form under the caller's options; also the settings that hold.
-    pub(crate) fn read(dir: &Path, options: &ProcessorOptions) -> Result<(Self, Settings), ProcessorError> {
+    /// Reads the tokenizer's files of `dir` and the image part of `images`, and brings them to canonical form under the
+    /// caller's options; also the settings that hold.
+    pub(crate) fn read(
+        dir: &Path,
+        images: &Path,
+        options: &ProcessorOptions,
+    ) -> Result<(Self, Settings), ProcessorError> {
         let mut folder = Self { files: BTreeMap::new() };
         for name in FILES {
+            let dir = if name == PREPROCESSOR_FILE { images } else { dir };
             match fs::read(dir.join(name)) {
                 Ok(content) => _ = folder.files.insert(name, content),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -64,7 +70,7 @@ impl Folder {
         let settings = Settings::resolve(folder.get(SETTINGS_FILE), options)?;
         folder.files.remove(SETTINGS_FILE);
         folder.files.extend(settings.to_file().map(|content| (SETTINGS_FILE, content)));
-        folder.check(dir)?;
+        folder.check(dir, images)?;
         folder.declare_tiktoken_specials()?;
         folder.declare_image_token()?;
         Ok((folder, settings))
@@ -130,7 +136,7 @@ impl Folder {
         self.files.iter().find_map(|(name, content)| Some((Family::of_file(name)?, content.as_slice())))
     }
 
-    fn check(&mut self, dir: &Path) -> Result<(), ProcessorError> {
+    fn check(&mut self, dir: &Path, images: &Path) -> Result<(), ProcessorError> {
         let has = |name: &str| self.files.contains_key(name);
         let missing = |expected| Err(ProcessorError::MissingFile { dir: dir.to_path_buf(), expected });
         let complete = |files: &&&[&str]| files.iter().all(|file| has(file) || *file == ADDED_TOKENS_FILE);
@@ -144,7 +150,8 @@ impl Folder {
             return missing("`tokenizer_config.json`");
         }
         if !has(PREPROCESSOR_FILE) {
-            return missing("`preprocessor_config.json`");
+            let expected = "`preprocessor_config.json`";
+            return Err(ProcessorError::MissingFile { dir: images.to_path_buf(), expected });
         }
         let superseded = |name: &str| !chosen.contains(&name) && TOKENIZERS.iter().any(|files| files.contains(&name));
         self.files.retain(|name, _| !superseded(name));

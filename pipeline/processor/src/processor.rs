@@ -90,7 +90,16 @@ impl Processor {
     /// A file that is absent, malformed or asks for what is not supported; a template that alters answers, closes
     /// them with no token or starts twice.
     pub fn load(dir: &Path, options: &ProcessorOptions) -> Result<Self, ProcessorError> {
-        let (folder, settings) = Folder::read(dir, options)?;
+        Self::load_parts(dir, dir, options)
+    }
+
+    /// [`Processor::load`] of a language model's folder and a vision tower's, of which `preprocessor_config.json` is read
+    /// and nothing else: the processor of a model joined from the two.
+    ///
+    /// # Errors
+    /// As [`Processor::load`].
+    pub fn load_parts(text: &Path, images: &Path, options: &ProcessorOptions) -> Result<Self, ProcessorError> {
+        let (folder, settings) = Folder::read(text, images, options)?;
         let config = folder.json(TOKENIZER_CONFIG_FILE)?;
         let special_tokens = special_tokens(&config);
         let tokenizer = TextTokenizer::load(&folder)?;

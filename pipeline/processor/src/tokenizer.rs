@@ -345,7 +345,7 @@ mod tests {
         }
         std::fs::write(dir.path().join("preprocessor_config.json"), "{}").expect("written");
         let options = ProcessorOptions { template: Some(template.into()), ..ProcessorOptions::default() };
-        let (folder, _) = Folder::read(dir.path(), &options).expect("a whole folder");
+        let (folder, _) = Folder::read(dir.path(), dir.path(), &options).expect("a whole folder");
         TextTokenizer::load(&folder).expect("a tokenizer")
     }
 

@@ -11,6 +11,8 @@ use serde::{Deserialize, Serialize};
 pub(crate) enum Init {
     /// Normal with mean 0 and this standard deviation.
     Normal(f64),
+    /// Uniform between minus and plus this.
+    Uniform(f64),
     /// All zero.
     Zeros,
     /// All one.
@@ -72,6 +74,10 @@ impl Init {
                 let mut stream = NormalStream::new(seed, name);
                 (0..count).map(|_| (std * stream.next()) as f32).collect()
             }
+            Self::Uniform(bound) => {
+                let mut stream = NormalStream::new(seed, name);
+                (0..count).map(|_| (bound * (2.0 * stream.unit() - 1.0)) as f32).collect()
+            }
         }
     }
 }
@@ -131,6 +137,13 @@ mod tests {
         let mean = values.iter().map(|&value| f64::from(value)).sum::<f64>() / values.len() as f64;
         let variance = values.iter().map(|&value| (f64::from(value) - mean).powi(2)).sum::<f64>() / values.len() as f64;
         assert!(mean.abs() < 0.01 && (variance - 0.25).abs() < 0.005, "mean {mean}, variance {variance}");
+    }
+
+    #[test]
+    fn uniform_draws_stay_within_their_bound_and_reach_for_it() {
+        let values = Init::Uniform(0.25).draw(7, "x", 10_000);
+        let (low, high) = values.iter().fold((0f32, 0f32), |(low, high), &value| (low.min(value), high.max(value)));
+        assert!((-0.25..-0.24).contains(&low) && (0.24..0.25).contains(&high), "{low} to {high}");
     }
 
     #[test]

@@ -1,10 +1,14 @@
-//! Language models: Qwen2 and Llama, decoder-only, with grouped-query attention and a key-value cache.
+//! Language models: Qwen2, Llama, Qwen3 and the first Qwen, decoder-only, with grouped-query attention and a key-value
+//! cache.
 //!
-//! The computation follows `Qwen2ForCausalLM` and `LlamaForCausalLM` of `transformers`; the two differ in the biases of
-//! the query, key and value projections and in the scaling of rotary frequencies.
+//! The computation follows `Qwen2ForCausalLM`, `LlamaForCausalLM` and `Qwen3ForCausalLM` of `transformers`, which differ
+//! in the biases of the query, key and value projections, in norms of heads and in the scaling of rotary frequencies,
+//! and `QWenLMHeadModel` of Qwen-7B's own repository, which differs from Qwen2 in names alone as long as a row is no
+//! longer than its `seq_length`: query, key and value are one linear, and the gated half of the feed-forward part is the
+//! second (`w2`).
 //!
 //! Shape suffixes: B batch, T positions of this call, S positions with the cached ones, D width of the model, X heads
-//! side by side, V vocabulary, N = B * T rows.
+//! side by side, W width of a head, V vocabulary, N = B * T rows.
 #![expect(non_snake_case, reason = "shape suffixes")]
 
 use std::sync::Arc;
@@ -19,6 +23,75 @@ use crate::params::{Params, Specs};
 
 /// Where a language model's parameters are in a `LlavaForConditionalGeneration` file.
 pub(crate) const LANGUAGE_PREFIX: &str = "language_model";
+
+/// The names of a family's modules.
+struct Names {
+    embedding: &'static str,
+    blocks: &'static str,
+    norm: &'static str,
+    norm1: &'static str,
+    norm2: &'static str,
+    query_key_value: QueryKeyValue,
+    out: &'static str,
+    gate: &'static str,
+    up: &'static str,
+    down: &'static str,
+    /// Of every linear of a block.
+    linears: &'static [&'static str],
+}
+
+enum QueryKeyValue {
+    Apart([&'static str; 3]),
+    Fused(&'static str),
+}
+
+const HF_NAMES: Names = Names {
+    embedding: "model.embed_tokens",
+    blocks: "model.layers",
+    norm: "model.norm",
+    norm1: "input_layernorm",
+    norm2: "post_attention_layernorm",
+    query_key_value: QueryKeyValue::Apart(["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"]),
+    out: "self_attn.o_proj",
+    gate: "mlp.gate_proj",
+    up: "mlp.up_proj",
+    down: "mlp.down_proj",
+    linears: &[
+        "self_attn.q_proj",
+        "self_attn.k_proj",
+        "self_attn.v_proj",
+        "self_attn.o_proj",
+        "mlp.gate_proj",
+        "mlp.up_proj",
+        "mlp.down_proj",
+    ],
+};
+
+const QWEN_NAMES: Names = Names {
+    embedding: "transformer.wte",
+    blocks: "transformer.h",
+    norm: "transformer.ln_f",
+    norm1: "ln_1",
+    norm2: "ln_2",
+    query_key_value: QueryKeyValue::Fused("attn.c_attn"),
+    out: "attn.c_proj",
+    gate: "mlp.w2",
+    up: "mlp.w1",
+    down: "mlp.c_proj",
+    linears: &["attn.c_attn", "attn.c_proj", "mlp.w1", "mlp.w2", "mlp.c_proj"],
+};
+
+fn names(family: LanguageFamily) -> &'static Names {
+    match family {
+        LanguageFamily::Qwen => &QWEN_NAMES,
+        LanguageFamily::Qwen2 | LanguageFamily::Llama | LanguageFamily::Qwen3 => &HF_NAMES,
+    }
+}
+
+/// The linears of a block, by which adapters name their targets.
+pub(crate) fn linear_names(family: LanguageFamily) -> &'static [&'static str] {
+    names(family).linears
+}
 
 /// A decoder-only language model with its weights.
 #[derive(Clone, Debug)]
@@ -88,12 +161,12 @@ pub(crate) fn rope_table(config: &LanguageConfig) -> Result<Arc<RopeTable>, Mode
 
 impl LanguageModel {
     pub(crate) fn specs(specs: &mut Specs<'_>, prefix: &str, config: &LanguageConfig) {
-        let table = [config.vocab_size, config.hidden_size];
-        specs.add(format!("{prefix}.model.embed_tokens.weight"), &table, specs.init.embedding());
+        let (table, names) = ([config.vocab_size, config.hidden_size], names(config.family));
+        specs.add(format!("{prefix}.{}.weight", names.embedding), &table, specs.init.embedding());
         for layer in 0..config.num_layers {
-            Block::specs(specs, &format!("{prefix}.model.layers.{layer}"), config);
+            Block::specs(specs, &format!("{prefix}.{}.{layer}", names.blocks), config);
         }
-        RmsNorm::specs(specs, &format!("{prefix}.model.norm"), config.hidden_size);
+        RmsNorm::specs(specs, &format!("{prefix}.{}", names.norm), config.hidden_size);
         if !config.tie_embeddings {
             specs.add(format!("{prefix}.lm_head.weight"), &table, specs.init.linear(config.hidden_size));
         }
@@ -105,15 +178,16 @@ impl LanguageModel {
         config: &LanguageConfig,
         rope: Arc<RopeTable>,
     ) -> Result<Self, ModelError> {
-        let embedding_VD = params.tensor(&format!("{prefix}.model.embed_tokens.weight"))?;
+        let names = names(config.family);
+        let embedding_VD = params.tensor(&format!("{prefix}.{}.weight", names.embedding))?;
         let head_VD = match config.tie_embeddings {
             true => embedding_VD.clone(),
             false => params.tensor(&format!("{prefix}.lm_head.weight"))?,
         };
         let blocks = (0..config.num_layers)
-            .map(|layer| Block::new(params, &format!("{prefix}.model.layers.{layer}"), config))
+            .map(|layer| Block::new(params, &format!("{prefix}.{}.{layer}", names.blocks), config))
             .collect::<Result<_, _>>()?;
-        let norm = RmsNorm::new(params, &format!("{prefix}.model.norm"), config.rms_norm_eps)?;
+        let norm = RmsNorm::new(params, &format!("{prefix}.{}", names.norm), config.rms_norm_eps)?;
         Ok(Self { embedding_VD, blocks, norm, head_VD, rope })
     }
 
@@ -165,6 +239,8 @@ struct Block {
     query: Linear,
     key: Linear,
     value: Linear,
+    /// Norms of query and key heads.
+    head_norms: Option<[RmsNorm; 2]>,
     out: Linear,
     norm2: RmsNorm,
     gate: Linear,
@@ -172,43 +248,59 @@ struct Block {
     down: Linear,
 }
 
+/// Where the norms of query and key heads are.
+const HEAD_NORMS: [&str; 2] = ["self_attn.q_norm", "self_attn.k_norm"];
+
 impl Block {
     fn specs(specs: &mut Specs<'_>, prefix: &str, config: &LanguageConfig) {
-        let (width, inner) = (config.hidden_size, config.intermediate_size);
-        let (queries, keys) = (config.num_heads * config.head_dim, config.num_key_value_heads * config.head_dim);
-        RmsNorm::specs(specs, &format!("{prefix}.input_layernorm"), width);
-        RmsNorm::specs(specs, &format!("{prefix}.post_attention_layernorm"), width);
-        let bias = config.family == LanguageFamily::Qwen2;
-        let plain = |inputs| specs.init.linear(inputs);
-        let residual = |inputs| specs.init.residual(inputs, config.num_layers);
-        let linears = [
-            ("self_attn.q_proj", LinearShape { inputs: width, outputs: queries, bias, init: plain(width) }),
-            ("self_attn.k_proj", LinearShape { inputs: width, outputs: keys, bias, init: plain(width) }),
-            ("self_attn.v_proj", LinearShape { inputs: width, outputs: keys, bias, init: plain(width) }),
-            ("self_attn.o_proj", LinearShape { inputs: queries, outputs: width, bias: false, init: residual(queries) }),
-            ("mlp.gate_proj", LinearShape { inputs: width, outputs: inner, bias: false, init: plain(width) }),
-            ("mlp.up_proj", LinearShape { inputs: width, outputs: inner, bias: false, init: plain(width) }),
-            ("mlp.down_proj", LinearShape { inputs: inner, outputs: width, bias: false, init: residual(inner) }),
-        ];
-        for (name, shape) in &linears {
-            Linear::specs(specs, &format!("{prefix}.{name}"), shape);
+        let names = names(config.family);
+        RmsNorm::specs(specs, &format!("{prefix}.{}", names.norm1), config.hidden_size);
+        RmsNorm::specs(specs, &format!("{prefix}.{}", names.norm2), config.hidden_size);
+        if config.family.norms_heads() {
+            HEAD_NORMS.iter().for_each(|name| RmsNorm::specs(specs, &format!("{prefix}.{name}"), config.head_dim));
+        }
+        for (name, shape) in linear_shapes(specs, config) {
+            let prefix = format!("{prefix}.{name}");
+            Linear::specs(specs, &prefix, &shape);
+            if let Some(lora) = config.lora.as_ref().filter(|lora| lora.adapts(name)) {
+                Linear::adapter_specs(specs, &prefix, &shape, lora.rank);
+            }
         }
     }
 
     fn new(params: &Params, prefix: &str, config: &LanguageConfig) -> Result<Self, ModelError> {
-        let linear = |name: &str, bias: bool| Linear::new(params, &format!("{prefix}.{name}"), bias);
+        let names = names(config.family);
+        let linear = |name: &str, bias: bool| {
+            let prefix = format!("{prefix}.{name}");
+            let linear = Linear::new(params, &prefix, bias)?;
+            match config.lora.as_ref().filter(|lora| lora.adapts(name)) {
+                Some(lora) => linear.adapted(params, &prefix, lora.scale()),
+                None => Ok(linear),
+            }
+        };
         let norm = |name: &str| RmsNorm::new(params, &format!("{prefix}.{name}"), config.rms_norm_eps);
-        let bias = config.family == LanguageFamily::Qwen2;
+        let bias = config.family.has_query_bias();
+        let [query, key, value] = match names.query_key_value {
+            QueryKeyValue::Apart([query, key, value]) => {
+                [linear(query, bias)?, linear(key, bias)?, linear(value, bias)?]
+            }
+            QueryKeyValue::Fused(name) => {
+                let (fused, width) = (linear(name, bias)?, config.hidden_size);
+                [fused.outputs(0, width)?, fused.outputs(width, width)?, fused.outputs(2 * width, width)?]
+            }
+        };
+        let head_norms = || -> Result<_, ModelError> { Ok([norm(HEAD_NORMS[0])?, norm(HEAD_NORMS[1])?]) };
         Ok(Self {
-            norm1: norm("input_layernorm")?,
-            query: linear("self_attn.q_proj", bias)?,
-            key: linear("self_attn.k_proj", bias)?,
-            value: linear("self_attn.v_proj", bias)?,
-            out: linear("self_attn.o_proj", false)?,
-            norm2: norm("post_attention_layernorm")?,
-            gate: linear("mlp.gate_proj", false)?,
-            up: linear("mlp.up_proj", false)?,
-            down: linear("mlp.down_proj", false)?,
+            norm1: norm(names.norm1)?,
+            query,
+            key,
+            value,
+            head_norms: config.family.norms_heads().then(head_norms).transpose()?,
+            out: linear(names.out, false)?,
+            norm2: norm(names.norm2)?,
+            gate: linear(names.gate, false)?,
+            up: linear(names.up, false)?,
+            down: linear(names.down, false)?,
         })
     }
 
@@ -226,8 +318,9 @@ impl Block {
     }
 
     fn attend(&self, x_BTD: &Tensor, context: &Context<'_>, cache: Option<&mut KvCache>) -> Result<Tensor, ModelError> {
-        let q_BTX = kernels::rope_rows(&self.query.forward(x_BTD)?, context.positions_BT, context.rope)?;
-        let k_BTX = kernels::rope_rows(&self.key.forward(x_BTD)?, context.positions_BT, context.rope)?;
+        let [q_BTX, k_BTX] = self.queries_and_keys(x_BTD, context.rope.head_dim())?;
+        let q_BTX = kernels::rope_rows(&q_BTX, context.positions_BT, context.rope)?;
+        let k_BTX = kernels::rope_rows(&k_BTX, context.positions_BT, context.rope)?;
         let v_BTX = self.value.forward(x_BTD)?;
         let (k_BSX, v_BSX) = match cache {
             Some(cache) => cache.append(context.index, k_BTX, v_BTX)?,
@@ -237,4 +330,42 @@ impl Block {
         let scale = 1.0 / (width as f32).sqrt();
         self.out.forward(&kernels::attention_rows(&q_BTX, &k_BSX, &v_BSX, width, context.mask, scale)?)
     }
+
+    /// Before rotation, heads of width `width` normed where the family does so.
+    fn queries_and_keys(&self, x_BTD: &Tensor, width: usize) -> Result<[Tensor; 2], ModelError> {
+        let (q_BTX, k_BTX) = (self.query.forward(x_BTD)?, self.key.forward(x_BTD)?);
+        let Some([query_norm, key_norm]) = &self.head_norms else { return Ok([q_BTX, k_BTX]) };
+        Ok([norm_heads(&q_BTX, query_norm, width)?, norm_heads(&k_BTX, key_norm, width)?])
+    }
+}
+
+/// Each head of a row through `norm`.
+fn norm_heads(x_BTX: &Tensor, norm: &RmsNorm, width: usize) -> Result<Tensor, ModelError> {
+    let heads_XW = kernels::reshape(x_BTX, (x_BTX.elem_count() / width, width))?;
+    Ok(kernels::reshape(&norm.forward(&heads_XW)?, x_BTX.shape())?)
+}
+
+/// Name and shape of each linear of a block.
+fn linear_shapes(specs: &Specs<'_>, config: &LanguageConfig) -> Vec<(&'static str, LinearShape)> {
+    let (names, bias) = (names(config.family), config.family.has_query_bias());
+    let (width, inner) = (config.hidden_size, config.intermediate_size);
+    let (queries, keys) = (config.num_heads * config.head_dim, config.num_key_value_heads * config.head_dim);
+    let plain = |outputs, bias| LinearShape { inputs: width, outputs, bias, init: specs.init.linear(width) };
+    let residual = |inputs| {
+        let init = specs.init.residual(inputs, config.num_layers);
+        LinearShape { inputs, outputs: width, bias: false, init }
+    };
+    let mut shapes = match names.query_key_value {
+        QueryKeyValue::Apart([query, key, value]) => {
+            vec![(query, plain(queries, bias)), (key, plain(keys, bias)), (value, plain(keys, bias))]
+        }
+        QueryKeyValue::Fused(name) => vec![(name, plain(3 * queries, bias))],
+    };
+    shapes.extend([
+        (names.out, residual(queries)),
+        (names.gate, plain(inner, false)),
+        (names.up, plain(inner, false)),
+        (names.down, residual(inner)),
+    ]);
+    shapes
 }

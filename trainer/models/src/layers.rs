@@ -1,7 +1,7 @@
 //! Layers that towers, projectors and language models share: a linear, two norms and the activations, each with the
 //! parameters it asks for.
 //!
-//! Shape suffixes: X any leading axes, I inputs, O outputs, D width.
+//! Shape suffixes: X any leading axes, I inputs, O outputs, R rank of an adapter, D width.
 #![expect(non_snake_case, reason = "shape suffixes")]
 
 use candle_core::Tensor;
@@ -12,11 +12,30 @@ use crate::config::Activation;
 use crate::init::Init;
 use crate::params::{Params, Specs};
 
-/// `x W^T + b`.
+/// What the name of an adapter's first matrix ends with, after its linear's.
+pub(crate) const LORA_A: &str = ".lora_A.weight";
+/// What the name of its second matrix ends with.
+pub(crate) const LORA_B: &str = ".lora_B.weight";
+
+/// Whether the parameter `name` belongs to an adapter.
+pub fn is_adapter(name: &str) -> bool {
+    name.ends_with(LORA_A) || name.ends_with(LORA_B)
+}
+
+/// `x W^T + b`, and what an adapter adds to it.
 #[derive(Clone, Debug)]
 pub(crate) struct Linear {
     weight_OI: Tensor,
     bias_O: Option<Tensor>,
+    adapter: Option<Adapter>,
+}
+
+/// A low-rank adapter: `scale * (x A^T) B^T`.
+#[derive(Clone, Debug)]
+struct Adapter {
+    a_RI: Tensor,
+    b_OR: Tensor,
+    scale: f32,
 }
 
 /// Inputs, outputs, bias and start of a linear.
@@ -35,13 +54,42 @@ impl Linear {
         }
     }
 
+    /// The parameters of an adapter, which starts as PEFT's does: `A` uniform within `1 / sqrt(inputs)`, `B` zero.
+    pub(crate) fn adapter_specs(specs: &mut Specs<'_>, prefix: &str, shape: &LinearShape, rank: usize) {
+        let start = Init::Uniform(1.0 / (shape.inputs as f64).sqrt());
+        specs.add(format!("{prefix}{LORA_A}"), &[rank, shape.inputs], start);
+        specs.add(format!("{prefix}{LORA_B}"), &[shape.outputs, rank], Init::Zeros);
+    }
+
     pub(crate) fn new(params: &Params, prefix: &str, bias: bool) -> Result<Self, ModelError> {
         let bias_O = if bias { Some(params.tensor(&format!("{prefix}.bias"))?) } else { None };
-        Ok(Self { weight_OI: params.tensor(&format!("{prefix}.weight"))?, bias_O })
+        Ok(Self { weight_OI: params.tensor(&format!("{prefix}.weight"))?, bias_O, adapter: None })
+    }
+
+    /// With the adapter whose parameters are under `prefix`.
+    pub(crate) fn adapted(self, params: &Params, prefix: &str, scale: f32) -> Result<Self, ModelError> {
+        let (a_RI, b_OR) = (params.tensor(&format!("{prefix}{LORA_A}"))?, params.tensor(&format!("{prefix}{LORA_B}"))?);
+        Ok(Self { adapter: Some(Adapter { a_RI, b_OR, scale }), ..self })
+    }
+
+    /// The part that gives the outputs `start..start + count`: views, no copies.
+    pub(crate) fn outputs(&self, start: usize, count: usize) -> Result<Self, ModelError> {
+        let rows = |tensor: &Tensor| tensor.narrow(0, start, count);
+        let part = |adapter: &Adapter| -> Result<Adapter, ModelError> {
+            Ok(Adapter { b_OR: rows(&adapter.b_OR)?, ..adapter.clone() })
+        };
+        Ok(Self {
+            weight_OI: rows(&self.weight_OI)?,
+            bias_O: self.bias_O.as_ref().map(rows).transpose()?,
+            adapter: self.adapter.as_ref().map(part).transpose()?,
+        })
     }
 
     pub(crate) fn forward(&self, x_XI: &Tensor) -> Result<Tensor, ModelError> {
-        Ok(kernels::linear(x_XI, &self.weight_OI, self.bias_O.as_ref())?)
+        let y_XO = kernels::linear(x_XI, &self.weight_OI, self.bias_O.as_ref())?;
+        let Some(Adapter { a_RI, b_OR, scale }) = &self.adapter else { return Ok(y_XO) };
+        let low_XR = kernels::scale(&kernels::linear(x_XI, a_RI, None)?, *scale)?;
+        Ok(kernels::add(&y_XO, &kernels::linear(&low_XR, b_OR, None)?)?)
     }
 }
 
@@ -96,6 +144,7 @@ impl Activation {
             Self::QuickGelu => kernels::quick_gelu(x)?,
             Self::Gelu => kernels::gelu_erf(x)?,
             Self::GeluTanh => kernels::gelu_tanh(x)?,
+            Self::Identity => x.clone(),
         })
     }
 }

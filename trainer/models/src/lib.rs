@@ -8,26 +8,32 @@
 mod batch;
 mod config;
 mod error;
+mod export;
 mod generate;
 mod init;
+mod join;
 mod language;
 mod layers;
 mod params;
 mod projector;
+mod qwen_names;
 mod vision;
 mod vlm;
 mod weights;
 
 pub use batch::{IGNORE_LABEL, ModelBatch};
 pub use config::{
-    Activation, FeatureConfig, InitConfig, LanguageConfig, LanguageFamily, LanguagePreset, ModelPreset,
+    Activation, FeatureConfig, InitConfig, LanguageConfig, LanguageFamily, LanguagePreset, LoraConfig, ModelPreset,
     ProjectorConfig, ProjectorKind, ProjectorPreset, RopeScaling, VisionConfig, VisionFamily, VisionPreset, VlmConfig,
 };
 pub use error::{ModelError, WeightProblem};
+pub use export::Export;
 pub use generate::{GenerateOptions, Prompt};
+pub use join::{Join, Joined};
 pub use language::{KvCache, LanguageModel};
+pub use layers::is_adapter;
 pub use params::{Param, Params};
 pub use projector::Projector;
 pub use vision::VisionTower;
 pub use vlm::Vlm;
-pub use weights::{Fresh, Layout};
+pub use weights::{Fresh, Layout, WeightDtype};

@@ -1,8 +1,8 @@
 //! Vision towers: CLIP, Chinese-CLIP and SigLIP, up to the hidden states that become image features.
 //!
 //! The computation follows `CLIPVisionModel`, `ChineseCLIPVisionModel` and `SiglipVisionModel` of `transformers`.
-//! Blocks after the last state asked for, the norm after the blocks and SigLIP's pooling head are held, for a saved
-//! folder must have them, and never computed.
+//! Blocks after the last state asked for, the norm after the blocks (unless it is asked for) and SigLIP's pooling head are
+//! held, for a saved folder must have them, and never computed.
 //!
 //! Shape suffixes: N images, C channels, Y X image rows and columns, P patches, S positions (patches and class token),
 //! D width, K values of a patch (channels * patch height * patch width), F features (D * number of states).
@@ -30,6 +30,7 @@ pub struct VisionTower {
     position_SD: Tensor,
     pre_norm: Option<LayerNorm>,
     blocks: Vec<Block>,
+    post_norm: Option<LayerNorm>,
 }
 
 impl VisionTower {
@@ -57,12 +58,15 @@ impl VisionTower {
                 specs.unused(|specs| Block::specs(specs, &block, config));
             }
         }
-        specs.unused(|specs| {
-            LayerNorm::specs(specs, &format!("{prefix}.post_layernorm"), width);
-            if config.pooling_head {
-                pooling_head_specs(specs, &format!("{prefix}.head"), config);
-            }
-        });
+        let post_norm = |specs: &mut Specs<'_>| LayerNorm::specs(specs, &format!("{prefix}.post_layernorm"), width);
+        if features.post_norm {
+            post_norm(specs)
+        } else {
+            specs.unused(post_norm)
+        }
+        if config.pooling_head {
+            specs.unused(|specs| pooling_head_specs(specs, &format!("{prefix}.head"), config));
+        }
     }
 
     /// Takes the tower's parameters under `prefix`.
@@ -75,7 +79,7 @@ impl VisionTower {
         let embeddings = format!("{prefix}.embeddings");
         let has_class = config.family.has_class_token();
         let class_D = has_class.then(|| params.tensor(&format!("{embeddings}.class_embedding"))).transpose()?;
-        let pre_norm = || LayerNorm::new(params, &format!("{prefix}.pre_layrnorm"), config.layer_norm_eps);
+        let norm = |name: &str| LayerNorm::new(params, &format!("{prefix}.{name}"), config.layer_norm_eps);
         let has_bias = config.family == VisionFamily::Siglip;
         let patch_bias_D =
             has_bias.then(|| params.tensor(&format!("{embeddings}.patch_embedding.bias"))).transpose()?;
@@ -87,8 +91,9 @@ impl VisionTower {
             patch_bias_D,
             class_D,
             position_SD: params.tensor(&format!("{embeddings}.position_embedding.weight"))?,
-            pre_norm: has_class.then(pre_norm).transpose()?,
+            pre_norm: has_class.then(|| norm("pre_layrnorm")).transpose()?,
             blocks,
+            post_norm: features.post_norm.then(|| norm("post_layernorm")).transpose()?,
             config: config.clone(),
             features: features.clone(),
         })
@@ -99,6 +104,8 @@ impl VisionTower {
         let states = self.hidden_states(pixels_NCYX)?;
         let chosen: Vec<&Tensor> = self.features.states.iter().map(|&state| &states[state]).collect();
         let features_NSF = if chosen.len() == 1 { chosen[0].clone() } else { Tensor::cat(&chosen, 2)? };
+        let features_NSF =
+            self.post_norm.as_ref().map_or(Ok(features_NSF.clone()), |norm| norm.forward(&features_NSF))?;
         if self.class_D.is_none() || self.features.keep_class_token {
             return Ok(features_NSF);
         }

@@ -211,7 +211,7 @@ fn flat_rows(x_BTD: &Tensor) -> Result<Tensor, ModelError> {
 }
 
 /// Every parameter of a model of this config.
-fn specs(config: &VlmConfig) -> BTreeMap<String, ParamSpec> {
+pub(crate) fn specs(config: &VlmConfig) -> BTreeMap<String, ParamSpec> {
     let mut specs = Specs::new(&config.init);
     VisionTower::specs(&mut specs, VISION_PREFIX, &config.vision, &config.features);
     let widths = (config.feature_size(), config.language.hidden_size);

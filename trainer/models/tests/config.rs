@@ -4,12 +4,12 @@
 mod support;
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 use support::{DEVICE, golden};
 use tempfile::TempDir;
-use vela_models::{ModelPreset, VisionFamily, Vlm, VlmConfig};
+use vela_models::{LanguageFamily, ModelPreset, VisionFamily, Vlm, VlmConfig};
 
 fn load(config: &Value) -> Result<VlmConfig, String> {
     let dir = TempDir::new().unwrap();
@@ -97,7 +97,7 @@ fn contradictions_and_what_is_not_built_are_refused_by_key() {
         (changed(chinese(), "/image_token_id", json!(151_936)), "`image_token_index`"),
         (changed(chinese(), "/vision_feature_layer", json!(13)), "`vision_feature_layer`"),
         (changed(chinese(), "/vision_feature_layer", json!(-14)), "`vision_feature_layer`"),
-        (changed(chinese(), "/text_config/model_type", json!("mamba")), "`qwen2` or `llama`"),
+        (changed(chinese(), "/text_config/model_type", json!("mamba")), "`qwen`"),
         (changed(chinese(), "/vision_config/model_type", json!("dinov2")), "`chinese_clip_vision_model`"),
         (changed(chinese(), "/text_config/use_sliding_window", json!(true)), "`text_config.use_sliding_window`"),
         (changed(english(), "/text_config/attention_bias", json!(true)), "`text_config.attention_bias`"),
@@ -122,20 +122,197 @@ fn configs_of_the_reference_read_and_keep_their_meaning() {
 }
 
 #[test]
-fn every_preset_makes_a_model() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs/model");
-    let mut names = Vec::new();
-    for entry in fs::read_dir(folder).unwrap() {
+fn what_published_configs_leave_out_is_the_value_of_their_class() {
+    // `llava-1.5-7b-hf` as published.
+    let llava = json!({
+        "model_type": "llava", "image_token_index": 32_000, "ignore_index": -100, "pad_token_id": 32_001,
+        "projector_hidden_act": "gelu", "tie_word_embeddings": false, "vocab_size": 32_064,
+        "vision_feature_layer": -2, "vision_feature_select_strategy": "default",
+        "text_config": {"_name_or_path": "lmsys/vicuna-7b-v1.5", "model_type": "llama", "vocab_size": 32_064,
+            "max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "torch_dtype": "float16"},
+        "vision_config": {"model_type": "clip_vision_model", "hidden_size": 1024, "intermediate_size": 4096,
+            "num_hidden_layers": 24, "num_attention_heads": 16, "image_size": 336, "patch_size": 14,
+            "projection_dim": 768, "vocab_size": 32_000},
+    });
+    let config = load(&llava).unwrap();
+    let language = &config.language;
+    assert_eq!((language.hidden_size, language.intermediate_size, language.num_layers), (4096, 11_008, 32));
+    assert_eq!((language.num_key_value_heads, language.head_dim, language.rope_theta), (32, 128, 10_000.0));
+    assert_eq!((config.image_tokens(), config.features.states.as_slice()), (576, &[23][..]));
+    let base = changed(llava, "/vision_config", json!({"model_type": "clip_vision_model", "patch_size": 16}));
+    let config = load(&base).unwrap();
+    assert_eq!((config.vision.hidden_size, config.vision.num_layers, config.image_tokens()), (768, 12, 196));
+}
+
+/// Qwen-7B's config as published, beside the Chinese model's tower.
+fn qwen() -> Value {
+    let text = json!({"model_type": "qwen", "architectures": ["QWenLMHeadModel"], "attn_dropout_prob": 0.0,
+        "emb_dropout_prob": 0.0, "hidden_size": 4096, "initializer_range": 0.02, "intermediate_size": 22_016,
+        "kv_channels": 128, "layer_norm_epsilon": 1e-6, "max_position_embeddings": 32_768, "no_bias": true,
+        "num_attention_heads": 32, "num_hidden_layers": 32, "rotary_emb_base": 10_000, "rotary_pct": 1.0,
+        "scale_attn_weights": true, "seq_length": 8192, "tie_word_embeddings": false, "use_dynamic_ntk": true,
+        "use_logn_attn": true, "vocab_size": 151_936});
+    changed(chinese(), "/text_config", text)
+}
+
+#[test]
+fn the_first_qwen_is_read_up_to_the_length_where_its_scaling_begins() {
+    let config = load(&qwen()).unwrap();
+    let language = &config.language;
+    assert_eq!((language.max_positions, language.intermediate_size, language.head_dim), (8192, 11_008, 128));
+    assert!(!config.opens_in_transformers());
+    let dir = TempDir::new().unwrap();
+    config.save(dir.path()).unwrap();
+    assert_eq!(VlmConfig::load(dir.path()).unwrap(), config);
+    for (key, value) in [("rotary_pct", json!(0.25)), ("no_bias", json!(false)), ("intermediate_size", json!(7))] {
+        let told = load(&changed(qwen(), &format!("/text_config/{key}"), value)).expect_err(key);
+        assert!(told.contains(&format!("`text_config.{key}`")), "{told}");
+    }
+    let told = load(&changed(qwen(), "/text_config/kv_channels", json!(64))).expect_err("narrow heads");
+    assert!(told.contains("`text_config.kv_channels`: expected 4096"), "{told}");
+}
+
+#[test]
+fn minimind_reads_as_the_family_that_computes_it() {
+    let mut text = json!({"model_type": "minimind", "hidden_size": 512, "num_hidden_layers": 8, "vocab_size": 6400,
+        "num_attention_heads": 8, "num_key_value_heads": 2, "intermediate_size": null, "rms_norm_eps": 1e-5,
+        "rope_theta": 1e6, "use_moe": false, "inference_rope_scaling": false, "rope_scaling": null});
+    let model = |text: &Value| changed(changed(chinese(), "/text_config", text.clone()), "/image_token_id", json!(34));
+    let first = load(&model(&text)).unwrap().language;
+    assert_eq!((first.family, first.intermediate_size, first.tie_embeddings), (LanguageFamily::Llama, 1408, true));
+    text["head_dim"] = json!(64);
+    let later = load(&model(&text)).unwrap();
+    assert_eq!(later.language.family, LanguageFamily::Qwen3);
+    assert!(later.opens_in_transformers());
+    for key in ["use_moe", "inference_rope_scaling"] {
+        let told = load(&model(&changed(json!({"t": text}), &format!("/t/{key}"), json!(true))["t"])).expect_err(key);
+        assert!(told.contains(key), "{told}");
+    }
+}
+
+#[test]
+fn keys_of_ours_are_written_where_the_published_class_has_no_word() {
+    let lora = json!({"rank": 4, "alpha": 8.0, "targets": ["q_proj"], "dropout": 0.0});
+    let normed = changed(changed(english(), "/vision_feature_norm", json!(true)), "/vision_feature_layer", json!(-1));
+    for config in [changed(chinese(), "/lora", lora.clone()), normed.clone()] {
+        let (config, dir) = (load(&config).unwrap(), TempDir::new().unwrap());
+        assert!(!config.opens_in_transformers());
+        config.save(dir.path()).unwrap();
+        assert_eq!(VlmConfig::load(dir.path()).unwrap(), config);
+    }
+    let told = load(&changed(normed, "/vision_feature_layer", json!(-2))).expect_err("not the last state");
+    assert!(told.contains("`vision_feature_layer`: expected 27"), "{told}");
+    let told =
+        load(&changed(chinese(), "/lora", changed(json!({"l": lora}), "/l/targets", json!(["c_attn"]))["l"].clone()));
+    assert!(told.expect_err("no such linear").contains("`self_attn.q_proj`"));
+}
+
+fn presets() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs/model")
+}
+
+fn num_values(config: &VlmConfig, component: &str) -> usize {
+    let parameters = config.parameters().into_iter().filter(|(name, _)| name.starts_with(component));
+    parameters.map(|(_, shape)| shape.iter().product::<usize>()).sum()
+}
+
+#[test]
+fn every_preset_reads_and_the_small_ones_make_a_model() {
+    let mut made = Vec::new();
+    for entry in fs::read_dir(presets()).unwrap() {
         let path = entry.unwrap().path();
         let config = ModelPreset::load(&path).unwrap().config(600, 599).unwrap();
+        if num_values(&config, "") > 5_000_000 {
+            continue;
+        }
         let model = Vlm::init(config, 1, &|_| false, &DEVICE).unwrap();
         assert!(model.params().num_values().0 > 50_000, "{path:?}");
-        names.push(path.file_stem().unwrap().to_str().unwrap().to_owned());
+        made.push(path.file_stem().unwrap().to_str().unwrap().to_owned());
     }
-    names.sort();
-    for needed in ["demo", "mllm_ch_tiny", "mllm_en_tiny"] {
-        assert!(names.iter().any(|name| name == needed), "{names:?} has no {needed}");
+    made.sort();
+    assert_eq!(made, ["demo", "mllm_ch_tiny", "mllm_en_tiny"]);
+}
+
+/// A preset's parts, under their names in `published.json`, and what is published of its projector and image tokens.
+struct Pair {
+    preset: &'static str,
+    tower: &'static str,
+    language: &'static str,
+    projector_values: usize,
+    image_tokens: usize,
+    state: usize,
+}
+
+const PAIRS: [Pair; 9] = [
+    pair("mllm_ch", ["chinese_clip_b16", "qwen2.5_0.5b"], 1_492_736, 196, 11),
+    pair("mllm_ch_l14_336", ["chinese_clip_l14_336", "qwen2.5_0.5b"], 1_722_112, 576, 23),
+    pair("mllm_en", ["siglip_so400m", "llama3.2_1b"], 6_557_696, 729, 26),
+    pair("basic_vlm", ["siglip_so400m", "qwen_7b"], 21_504_000, 729, 27),
+    pair("basic_vlm_clip", ["clip_l14", "qwen_7b"], 20_979_712, 256, 24),
+    pair("llava_v1", ["clip_l14", "vicuna_7b"], 4_198_400, 256, 23),
+    pair("llava_v1_5", ["clip_l14_336", "vicuna_7b"], 20_979_712, 576, 23),
+    pair("minimind_v", ["clip_b16", "minimind_26m"], 393_728, 196, 12),
+    pair("minimind_3v", ["siglip2_b32_256", "minimind3_64m"], 1_182_720, 64, 12),
+];
+
+const fn pair(
+    preset: &'static str,
+    [tower, language]: [&'static str; 2],
+    projector_values: usize,
+    image_tokens: usize,
+    state: usize,
+) -> Pair {
+    Pair { preset, tower, language, projector_values, image_tokens, state }
+}
+
+/// `layers.3.` as `layers.*.`, as `published.py` folds names.
+fn folded(name: &str) -> String {
+    let parts = name.split('.').map(|part| if part.bytes().all(|byte| byte.is_ascii_digit()) { "*" } else { part });
+    parts.collect::<Vec<_>>().join(".")
+}
+
+/// Parameters of one component as `published.json` lists them.
+fn folded_parameters(config: &VlmConfig, component: &str) -> Value {
+    let mut found = serde_json::Map::new();
+    for (name, shape) in config.parameters().into_iter().filter(|(name, _)| name.starts_with(component)) {
+        let entry = found.entry(folded(&name)).or_insert_with(|| json!({"shape": shape, "count": 0}));
+        assert_eq!(entry["shape"], json!(shape), "{name}");
+        entry["count"] = json!(entry["count"].as_u64().unwrap() + 1);
     }
+    Value::Object(found)
+}
+
+#[test]
+fn presets_of_published_pairs_have_the_published_parameters() {
+    let published: Value = serde_json::from_str(&fs::read_to_string(golden("published.json")).unwrap()).unwrap();
+    for pair in &PAIRS {
+        let preset = ModelPreset::load(&presets().join(format!("{}.toml", pair.preset))).unwrap();
+        let config = preset.config(6400, 6399).unwrap();
+        for (part, component) in [(pair.tower, "vision_tower."), (pair.language, "language_model.")] {
+            let expected = &published[part];
+            assert_eq!(folded_parameters(&config, component), expected["tensors"], "{}: {part}", pair.preset);
+            assert_eq!(json!(num_values(&config, component)), expected["values"], "{}: {part}", pair.preset);
+        }
+        assert_eq!(num_values(&config, "multi_modal_projector."), pair.projector_values, "{}", pair.preset);
+        assert_eq!(config.image_tokens(), pair.image_tokens, "{}", pair.preset);
+        assert_eq!(config.features.states, [pair.state], "{}", pair.preset);
+    }
+}
+
+#[test]
+fn published_totals_are_those_of_the_model_cards() {
+    let published: Value = serde_json::from_str(&fs::read_to_string(golden("published.json")).unwrap()).unwrap();
+    let totals = [
+        ("clip_b16", 85_799_424),
+        ("clip_l14", 303_179_776),
+        ("clip_l14_336", 303_507_456),
+        ("qwen2.5_0.5b", 494_032_768),
+        ("llama3.2_1b", 1_235_814_400),
+        // 6,738,415,616 and 64 rows in table and head.
+        ("vicuna_7b", 6_738_415_616 + 2 * 64 * 4096),
+        ("qwen_7b", 7_721_324_544u64),
+    ];
+    totals.iter().for_each(|(name, total)| assert_eq!(published[*name]["values"], json!(total), "{name}"));
 }
 
 #[test]

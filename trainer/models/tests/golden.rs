@@ -82,6 +82,42 @@ fn llama_alone_equals_the_reference() {
     assert_eq!(check_text("language_llama", &joined_from_parts("clip", "llama"), None), 21);
 }
 
+#[test]
+fn the_first_qwen_equals_the_reference() {
+    assert_eq!(check_text("language_qwen", &joined_from_parts("clip", "qwen"), None), 19);
+}
+
+#[test]
+fn both_generations_of_minimind_equal_the_reference() {
+    assert_eq!(check_text("language_minimind", &joined_from_parts("clip", "minimind"), None), 20);
+    assert_eq!(check_text("language_minimind3", &joined_from_parts("clip", "minimind3"), None), 24);
+}
+
+#[test]
+fn qwen3_and_a_vicuna_folder_equal_the_reference() {
+    assert_eq!(check_text("language_qwen3", &joined_from_parts("clip", "qwen3"), None), 25);
+    assert_eq!(check_text("language_vicuna", &joined_from_parts("clip", "vicuna"), None), 21);
+}
+
+#[test]
+fn the_last_hidden_state_of_each_tower_equals_the_reference() {
+    let expected = tensors("vision_last");
+    for (vision, normed) in [("siglip", true), ("clip", false)] {
+        let (vision_dir, language_dir) = folders(vision, "qwen2");
+        let mut config = VlmConfig::join(&vision_dir, &language_dir, &ProjectorPreset::default(), IMAGE).unwrap();
+        config.features.states = vec![config.vision.num_layers];
+        config.features.keep_class_token = true;
+        config.features.post_norm = normed;
+        let fresh = Fresh { names: &|name| name.starts_with("multi_modal_projector."), seed: 1 };
+        let parts = [(Layout::Vision, vision_dir.as_path()), (Layout::Language, language_dir.as_path())];
+        let model = Vlm::from_folders(config, &parts, fresh, &|_| true, &DEVICE).unwrap();
+        let pixels = tensors(&format!("vision_{vision}"))["pixels"].clone();
+        assert_close(vision, &model.tower().forward(&pixels).unwrap(), &expected[vision], TOLERANCE);
+        let trains = model.params().get("vision_tower.vision_model.post_layernorm.weight").unwrap().var().is_some();
+        assert_eq!(trains, normed, "{vision}");
+    }
+}
+
 /// `num_gradients`: parameters but those of tower layers that no feature is read from.
 fn check_joined(case: &str, num_gradients: usize) {
     let model = Vlm::load(&golden(case), &|_| true, &DEVICE).unwrap();

@@ -9,6 +9,9 @@ use support::{
 };
 use vela_models::{GenerateOptions, LanguageFamily, ModelBatch, ProjectorKind, Prompt, VisionFamily, Vlm};
 
+const FAMILIES: [LanguageFamily; 4] =
+    [LanguageFamily::Qwen2, LanguageFamily::Llama, LanguageFamily::Qwen3, LanguageFamily::Qwen];
+
 type Trainable = dyn Fn(&str) -> bool;
 
 fn model(trainable: &Trainable) -> Vlm {
@@ -52,7 +55,7 @@ fn exactly_the_trainable_parameters_get_a_finite_nonzero_gradient() {
 fn every_projector_and_family_trains_in_full() {
     for projector in [ProjectorKind::Linear, ProjectorKind::Mlp2xGelu, ProjectorKind::LnMlp] {
         for vision in [VisionFamily::Clip, VisionFamily::ChineseClip, VisionFamily::Siglip] {
-            for language in [LanguageFamily::Qwen2, LanguageFamily::Llama] {
+            for language in FAMILIES {
                 let config = preset(vision, language, projector).config(80, IMAGE).unwrap();
                 let model = Vlm::init(config, 2, &|_| true, &DEVICE).unwrap();
                 let count = trained(&model, &two_rows()).len();
@@ -143,12 +146,18 @@ fn recomputed(model: &Vlm, prompt: &[u32], image: &Tensor, count: usize) -> Vec<
 
 #[test]
 fn cached_generation_equals_full_recomputation() {
-    let model = model(&|_| true);
+    for family in FAMILIES {
+        let config = preset(VisionFamily::Clip, family, ProjectorKind::Mlp2xGelu).config(80, IMAGE).unwrap();
+        check_cached(&Vlm::init(config, 11, &|_| false, &DEVICE).unwrap());
+    }
+}
+
+fn check_cached(model: &Vlm) {
     let options = GenerateOptions { max_new_tokens: 10, ..GenerateOptions::default() };
     for (index, prompt) in [with_image(&[1, 2], &[3]), with_image(&[5], &[6, 7, 8])].iter().enumerate() {
         let image = pixels(2).narrow(0, index, 1).unwrap();
         let answer = model.generate(prompt, Some(&image), &options).unwrap();
-        assert_eq!(answer, recomputed(&model, prompt, &image, 10));
+        assert_eq!(answer, recomputed(model, prompt, &image, 10));
     }
 }
 

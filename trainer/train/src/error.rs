@@ -155,6 +155,12 @@ pub enum TrainError {
         /// What the checkpoint has.
         found: String,
     },
+    /// A folder to be made is there already.
+    #[error("folder `{}` is not empty; name another `--output`", path.display())]
+    OutputTaken {
+        /// The folder.
+        path: PathBuf,
+    },
     /// A fresh run would overwrite another.
     #[error("run folder `{}` already holds a run; pass `--resume auto` to continue it or set another `run.output`",
             path.display())]
@@ -183,6 +189,7 @@ impl TrainError {
                 | Self::ModelFolder { .. }
                 | Self::Mismatch { .. }
                 | Self::Checkpoint { .. }
+                | Self::OutputTaken { .. }
                 | Self::RunFolderTaken { .. }
         )
     }

@@ -8,9 +8,12 @@ mod checkpoint;
 mod data;
 mod device_batch;
 mod error;
+mod export;
 mod gradient_check;
 mod groups;
+mod init;
 mod metrics;
+mod model_folder;
 mod optimizer;
 mod plot;
 mod recipe;
@@ -23,7 +26,9 @@ mod validation;
 
 pub use chat::{Answer, Chat, ProcessedQuestion, Question};
 pub use error::TrainError;
+pub use export::{ExportForm, ExportPlan, ExportReport, export};
 pub use groups::{Component, TrainType};
+pub use init::{InitPlan, InitReport, init};
 pub use metrics::{Rates, StepMetrics, read_metrics};
 pub use plot::loss_svg;
 pub use recipe::{

@@ -1,4 +1,6 @@
-//! The `trainer` command: train a recipe, ask a trained model.
+//! The `trainer` command: train a recipe, ask a trained model, make and export model folders.
+
+mod folders;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -7,6 +9,8 @@ use vela_runtime::clap::{self, Args, Parser, Subcommand};
 use vela_runtime::{CommandError, ExitStatus, Outcome, Shutdown, run_command};
 use vela_train::{Chat, Question, Recipe, Resume, TrainError, TrainReport, train};
 use vela_types::ImageRef;
+
+use crate::folders::{ExportFlags, InitFlags, run_export, run_init};
 
 /// Trains vision-language models from shards or from a loader, and answers with them.
 #[derive(Parser)]
@@ -27,6 +31,16 @@ enum Command {
     #[command(after_help = "Examples:\n  trainer chat --model runs/stage2/checkpoints/step-500 --image cat.jpg \
         --question \"What is this?\"")]
     Chat(ChatFlags),
+    /// Joins a published vision tower and a published language model into one model folder with a fresh projector.
+    #[command(after_help = "Examples:\n  trainer init --vision chinese-clip-vit-base-patch16 --language \
+        Qwen2.5-0.5B-Instruct \\\n    --projector mlp2x_gelu --output models/mllm_ch\n  trainer init --vision \
+        clip-vit-large-patch14-336 --language vicuna-7b-v1.5 \\\n    --projector mlp2x_gelu --template llava-v1 \
+        --output models/llava")]
+    Init(InitFlags),
+    /// Writes a trained model as `transformers` opens it, or its adapter as PEFT does.
+    #[command(after_help = "Examples:\n  trainer export --model runs/stage2/checkpoints/step-500 --output export \
+        --dtype bf16\n  trainer export --model runs/lora/checkpoints/step-500 --output merged --merge")]
+    Export(ExportFlags),
 }
 
 #[derive(Args)]
@@ -68,6 +82,8 @@ fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Train(flags) => run_command(flags.json, |shutdown| run_train(&flags, shutdown)),
         Command::Chat(flags) => run_command(flags.json, |_| run_chat(&flags)),
+        Command::Init(flags) => run_command(flags.json, |_| run_init(&flags)),
+        Command::Export(flags) => run_command(flags.json, |_| run_export(&flags)),
     }
 }
 

@@ -2,14 +2,17 @@
 //! fresh weights (`preset.rs`); whichever way, nothing unchecked reaches the model.
 
 mod hf;
+mod hf_language;
+mod lora;
 mod preset;
 
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::ModelError;
 pub use crate::init::InitConfig;
+use crate::{ModelError, WeightDtype};
+pub use lora::LoraConfig;
 pub use preset::{LanguagePreset, ModelPreset, ProjectorPreset, VisionPreset};
 
 /// A vision-language model: tower, projector, language model, and how image features enter the text.
@@ -53,6 +56,9 @@ pub enum Activation {
     /// GELU by the tanh approximation.
     #[serde(rename = "gelu_pytorch_tanh", alias = "gelu_new")]
     GeluTanh,
+    /// None: `x` itself.
+    #[serde(rename = "linear")]
+    Identity,
 }
 
 /// Sizes of a vision tower.
@@ -91,6 +97,9 @@ pub struct FeatureConfig {
     pub single: bool,
     /// The class token stays among the features (strategy `full` on a tower that has one).
     pub keep_class_token: bool,
+    /// The last state goes through the norm after the blocks, as SigLIP's `last_hidden_state` does.
+    /// `LlavaForConditionalGeneration` cannot express it.
+    pub post_norm: bool,
 }
 
 /// Form of a projector.
@@ -123,8 +132,12 @@ pub struct ProjectorConfig {
 pub enum LanguageFamily {
     /// `qwen2`: biases on the query, key and value projections.
     Qwen2,
-    /// `llama`: no biases.
+    /// `llama`: no biases. Also the first `minimind` models.
     Llama,
+    /// `qwen3`: no biases, each query and key head normed. Also the later `minimind` models.
+    Qwen3,
+    /// `qwen`, the first one: query, key and value in one linear with a bias, names of its own.
+    Qwen,
 }
 
 /// Llama 3's stretching of rotary frequencies.
@@ -170,6 +183,8 @@ pub struct LanguageConfig {
     pub rope_scaling: Option<RopeScaling>,
     /// The output head is the embedding table.
     pub tie_embeddings: bool,
+    /// Adapters on its linears, if any.
+    pub lora: Option<LoraConfig>,
     /// `bos_token_id`, `eos_token_id` and `pad_token_id` of the source config, passed through.
     pub token_ids: serde_json::Map<String, serde_json::Value>,
 }
@@ -178,6 +193,23 @@ impl VisionFamily {
     /// The tower puts a class token before the patches.
     pub fn has_class_token(self) -> bool {
         !matches!(self, Self::Siglip)
+    }
+}
+
+impl LanguageFamily {
+    /// The query, key and value projections have biases.
+    pub fn has_query_bias(self) -> bool {
+        matches!(self, Self::Qwen2 | Self::Qwen)
+    }
+
+    /// Each query and key head goes through an RMS norm before it is rotated.
+    pub fn norms_heads(self) -> bool {
+        matches!(self, Self::Qwen3)
+    }
+
+    /// A class of `transformers` computes it.
+    pub fn is_in_transformers(self) -> bool {
+        !matches!(self, Self::Qwen)
     }
 }
 
@@ -213,13 +245,35 @@ impl VlmConfig {
         projector: &ProjectorPreset,
         image_token_id: u32,
     ) -> Result<Self, ModelError> {
+        Self::join_unchecked(vision_dir, language_dir, projector, image_token_id)?.check()
+    }
+
+    /// [`VlmConfig::join`] of a vocabulary that may lack the image token yet.
+    pub(crate) fn join_unchecked(
+        vision_dir: &Path,
+        language_dir: &Path,
+        projector: &ProjectorPreset,
+        image_token_id: u32,
+    ) -> Result<Self, ModelError> {
         hf::join(vision_dir, language_dir, projector, image_token_id)
     }
 
-    /// Writes `config.json` as `LlavaForConditionalGeneration` has it. One key is ours, `projector_type`,
-    /// absent for `mlp2x_gelu`, the one form that class knows.
+    /// Takes the features from state `layer`, counted as Python does, through the tower's last norm if `norm`.
+    pub(crate) fn set_features(&mut self, layer: i64, norm: bool) -> Result<(), ModelError> {
+        self.features.states = vec![hf::resolve_state(layer, self.vision.num_layers)?];
+        self.features.post_norm = norm;
+        Ok(())
+    }
+
+    /// Writes `config.json` as `LlavaForConditionalGeneration` has it. Keys of ours say what that class does not know and
+    /// are absent where it does: `projector_type`, `vision_feature_norm`, `lora`.
     pub fn save(&self, dir: &Path) -> Result<(), ModelError> {
-        hf::save(self, dir)
+        self.save_as(dir, WeightDtype::F32)
+    }
+
+    /// [`VlmConfig::save`] beside weights of another element type.
+    pub(crate) fn save_as(&self, dir: &Path, dtype: WeightDtype) -> Result<(), ModelError> {
+        hf::save(self, dir, dtype)
     }
 
     /// Features (and so tokens) per image.
@@ -235,16 +289,29 @@ impl VlmConfig {
 
     /// `transformers` can open what [`VlmConfig::save`] writes.
     pub fn opens_in_transformers(&self) -> bool {
+        let language = &self.language;
         self.projector.kind == ProjectorKind::Mlp2xGelu
+            && !self.features.post_norm
+            && language.family.is_in_transformers()
+            && language.lora.is_none()
+    }
+
+    /// Name and shape of every parameter, in name order: what a folder of such a model holds.
+    pub fn parameters(&self) -> Vec<(String, Vec<usize>)> {
+        crate::vlm::specs(self).into_iter().map(|(name, spec)| (name, spec.shape)).collect()
     }
 
     /// Checks what the types cannot.
-    fn check(self) -> Result<Self, ModelError> {
+    pub(crate) fn check(self) -> Result<Self, ModelError> {
         self.check_vision()?;
         self.check_language()?;
         let states = &self.features.states;
         if states.is_empty() || states.iter().any(|&state| state > self.vision.num_layers) {
             let expected = format!("states 0 to {}", self.vision.num_layers);
+            return Err(ModelError::config("vision_feature_layer", expected, format!("{states:?}")));
+        }
+        if self.features.post_norm && states.as_slice() != [self.vision.num_layers] {
+            let expected = format!("{}, the last: its norm is asked for", self.vision.num_layers);
             return Err(ModelError::config("vision_feature_layer", expected, format!("{states:?}")));
         }
         let vocab = self.language.vocab_size;
@@ -290,7 +357,30 @@ impl VlmConfig {
         check_positive("text_config", &sizes)?;
         let heads = language.num_heads;
         check_divides("text_config.num_attention_heads", heads, "num_key_value_heads", language.num_key_value_heads)?;
-        check_divides("text_config.head_dim", language.head_dim, "the rotary pair", 2)
+        check_divides("text_config.head_dim", language.head_dim, "the rotary pair", 2)?;
+        self.check_qwen()?;
+        language.lora.as_ref().map_or(Ok(()), |lora| lora.check(crate::language::linear_names(language.family)))
+    }
+
+    /// One linear gives query, key and value of the model's width each.
+    fn check_qwen(&self) -> Result<(), ModelError> {
+        let language = &self.language;
+        if language.family != LanguageFamily::Qwen {
+            return Ok(());
+        }
+        let (heads, width) = (language.num_heads, language.hidden_size);
+        if language.num_key_value_heads != heads {
+            let expected = format!("{heads}, as many as `num_attention_heads`: `qwen` shares none");
+            return Err(ModelError::config("text_config.num_key_value_heads", expected, language.num_key_value_heads));
+        }
+        if heads * language.head_dim != width {
+            let expected = format!("{width}, the width, as `num_attention_heads` times `kv_channels`");
+            return Err(ModelError::config("text_config.kv_channels", expected, heads * language.head_dim));
+        }
+        match language.rope_scaling {
+            Some(_) => Err(ModelError::config("text_config.rope_scaling", "none for `qwen`", "one")),
+            None => Ok(()),
+        }
     }
 }
 

@@ -1,4 +1,4 @@
-//! TOML presets: models that start from fresh weights. The vocabulary comes from the processor, not from the preset.
+//! TOML presets: models that start from fresh weights. The vocabulary is the processor's, unless the preset has more rows.
 
 use std::fs;
 use std::path::Path;
@@ -51,6 +51,9 @@ pub struct VisionPreset {
     /// Hidden state that becomes the image features, counted as Python does; -2 by default.
     #[serde(default = "second_last")]
     pub feature_layer: i64,
+    /// The features are the last state after the tower's last norm; false by default.
+    #[serde(default)]
+    pub feature_norm: bool,
 }
 
 /// Form of a projector; `mlp2x_gelu` with biases by default.
@@ -81,6 +84,8 @@ pub struct LanguagePreset {
     pub num_key_value_heads: Option<usize>,
     /// Width of a head; `hidden_size / num_heads` by default.
     pub head_dim: Option<usize>,
+    /// Rows of the embedding table, where they are more than the processor has ids, as published models have.
+    pub vocab_size: Option<usize>,
     /// Longest row; 2048 by default.
     #[serde(default = "default_max_positions")]
     pub max_positions: usize,
@@ -138,7 +143,12 @@ impl ModelPreset {
         // A tower without a class token can only be asked for all its states.
         let keep_class_token = !vision.family.has_class_token();
         let config = VlmConfig {
-            features: FeatureConfig { states: vec![state], single: true, keep_class_token },
+            features: FeatureConfig {
+                states: vec![state],
+                single: true,
+                keep_class_token,
+                post_norm: self.vision.feature_norm,
+            },
             projector: ProjectorConfig {
                 kind: self.projector.kind,
                 activation: Activation::Gelu,
@@ -174,7 +184,12 @@ impl VisionPreset {
 }
 
 impl LanguagePreset {
-    fn config(&self, vocab_size: usize) -> Result<LanguageConfig, ModelError> {
+    fn config(&self, num_ids: usize) -> Result<LanguageConfig, ModelError> {
+        let vocab_size = self.vocab_size.unwrap_or(num_ids);
+        if vocab_size < num_ids {
+            let expected = format!("at least the {num_ids} ids of the processor");
+            return Err(ModelError::config("language.vocab_size", expected, vocab_size));
+        }
         if self.num_heads == 0 {
             return Err(ModelError::config("language.num_heads", "at least 1", 0));
         }
@@ -196,6 +211,7 @@ impl LanguagePreset {
             rope_theta: self.rope_theta,
             rope_scaling: self.rope_scaling.clone(),
             tie_embeddings: self.tie_embeddings,
+            lora: None,
             token_ids: serde_json::Map::new(),
         })
     }

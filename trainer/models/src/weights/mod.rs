@@ -3,6 +3,7 @@
 
 mod map;
 mod names;
+mod piece;
 mod save;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -16,14 +17,18 @@ use serde::Deserialize;
 use crate::params::{PARAM_DTYPE, Param, ParamSpec, Params};
 use crate::{ModelError, WeightProblem};
 use map::MappedFile;
-use names::HEAD_NAME;
+pub(crate) use names::HEAD_NAME;
 pub use names::Layout;
-pub(crate) use save::save;
+pub use piece::WeightDtype;
+pub(crate) use piece::{Piece, made, shared_dtype};
+pub(crate) use save::{Outgoing, save, write_tensors};
 
 /// The file of an unsharded folder.
 pub(crate) const WEIGHTS_FILE: &str = "model.safetensors";
 const INDEX_FILE: &str = "model.safetensors.index.json";
-const EMBEDDING_NAME: &str = "language_model.model.embed_tokens.weight";
+/// The embedding tables of the families.
+const EMBEDDING_NAMES: [&str; 2] =
+    ["language_model.model.embed_tokens.weight", "language_model.transformer.wte.weight"];
 
 /// Parameters that start fresh although folders with weights are given.
 #[derive(Clone, Copy)]
@@ -46,9 +51,66 @@ struct Found<'data> {
     view: TensorView<'data>,
 }
 
-/// Loads every parameter of `specs`.
-///
-/// Errors: [`ModelError::Weights`] lists all missing, unexpected, doubled and misshapen tensors at once.
+/// The opened weight files of some folders.
+pub(crate) struct Files<'a> {
+    folders: &'a [(Layout, &'a Path)],
+    mapped: Vec<(Layout, MappedFile)>,
+}
+
+/// Where a parameter comes from.
+pub(crate) enum Origin<'data> {
+    /// A tensor of a file, of the parameter's shape.
+    File(TensorView<'data>),
+    /// A seed.
+    Fresh,
+}
+
+impl<'a> Files<'a> {
+    /// Maps every weight file of the folders.
+    pub(crate) fn open(folders: &'a [(Layout, &'a Path)]) -> Result<Self, ModelError> {
+        let mut mapped = Vec::new();
+        for (layout, dir) in folders {
+            for path in weight_files(dir)? {
+                mapped.push((*layout, MappedFile::open(&path)?));
+            }
+        }
+        Ok(Self { folders, mapped })
+    }
+
+    /// The origin of every parameter of `specs`.
+    ///
+    /// Errors: [`ModelError::Weights`] lists all missing, unexpected, doubled and misshapen tensors at once.
+    pub(crate) fn resolve<'data>(
+        &'data self,
+        specs: &BTreeMap<String, ParamSpec>,
+        fresh: Fresh<'_>,
+    ) -> Result<BTreeMap<String, Origin<'data>>, ModelError> {
+        let mut problems = Vec::new();
+        let found = match_names(&self.mapped, fresh, &mut problems)?;
+        check_unexpected(specs, &found, &mut problems);
+        let mut origins = BTreeMap::new();
+        for (name, spec) in specs {
+            if (fresh.names)(name) {
+                origins.insert(name.clone(), Origin::Fresh);
+            } else if let Some(tensor) = found.get(name) {
+                match fits(spec, tensor) {
+                    Ok(view) => _ = origins.insert(name.clone(), Origin::File(view.clone())),
+                    Err(problem) => problems.push(problem),
+                }
+            } else {
+                let (file, found) = (missing_from(name, self.folders), "no such tensor".to_owned());
+                problems.push(WeightProblem { file, name: name.clone(), expected: expected(spec), found });
+            }
+        }
+        if problems.is_empty() {
+            return Ok(origins);
+        }
+        problems.sort_by(|left, right| left.name.cmp(&right.name));
+        Err(ModelError::Weights { problems })
+    }
+}
+
+/// Loads every parameter of `specs`; errors as [`Files::resolve`].
 pub(crate) fn load(
     specs: &BTreeMap<String, ParamSpec>,
     folders: &[(Layout, &Path)],
@@ -56,36 +118,21 @@ pub(crate) fn load(
     trainable: &dyn Fn(&str) -> bool,
     device: &Device,
 ) -> Result<Params, ModelError> {
-    let mut files = Vec::new();
-    for (layout, dir) in folders {
-        files.extend(weight_files(dir)?.iter().map(|path| MappedFile::open(path).map(|file| (*layout, file))));
-    }
-    let files = files.into_iter().collect::<Result<Vec<_>, _>>()?;
-    let mut problems = Vec::new();
-    let found = match_names(&files, fresh, &mut problems)?;
-    check_unexpected(specs, &found, &mut problems);
+    let files = Files::open(folders)?;
     let mut entries = BTreeMap::new();
-    for (name, spec) in specs {
-        let trains = spec.used && trainable(name);
-        if (fresh.names)(name) {
-            let values = spec.init.draw(fresh.seed, name, spec.shape.iter().product());
-            let tensor = Tensor::from_vec(values, spec.shape.as_slice(), device)?;
-            entries.insert(name.clone(), Param::new(tensor, trains)?);
-        } else if let Some(tensor) = found.get(name) {
-            match fits(spec, tensor) {
-                Ok(view) => _ = entries.insert(name.clone(), Param::new(to_tensor(view, device)?, trains)?),
-                Err(problem) => problems.push(problem),
+    for (name, origin) in files.resolve(specs, fresh)? {
+        let spec = &specs[&name];
+        let tensor = match origin {
+            Origin::Fresh => {
+                let values = spec.init.draw(fresh.seed, &name, spec.shape.iter().product());
+                Tensor::from_vec(values, spec.shape.as_slice(), device)?
             }
-        } else {
-            let (file, found) = (missing_from(name, folders), "no such tensor".to_owned());
-            problems.push(WeightProblem { file, name: name.clone(), expected: expected(spec), found });
-        }
+            Origin::File(view) => to_tensor(&view, device)?,
+        };
+        let param = Param::new(tensor, spec.used && trainable(&name))?;
+        entries.insert(name, param);
     }
-    if problems.is_empty() {
-        return Ok(Params::new(entries));
-    }
-    problems.sort_by(|left, right| left.name.cmp(&right.name));
-    Err(ModelError::Weights { problems })
+    Ok(Params::new(entries))
 }
 
 /// The weight files of a folder: the shards of the index, or the one file.
@@ -135,6 +182,11 @@ fn match_names<'data>(
     Ok(found)
 }
 
+/// Whether the parameter is the table of token embeddings.
+pub(crate) fn is_embedding(name: &str) -> bool {
+    EMBEDDING_NAMES.contains(&name)
+}
+
 /// Notes tensors that the config does not ask for. The head of a tied model may stand in the file if it is the
 /// embedding table.
 fn check_unexpected(
@@ -143,7 +195,7 @@ fn check_unexpected(
     problems: &mut Vec<WeightProblem>,
 ) {
     for (canonical, tensor) in found.iter().filter(|(canonical, _)| !specs.contains_key(*canonical)) {
-        let table = found.get(EMBEDDING_NAME);
+        let table = EMBEDDING_NAMES.iter().find_map(|name| found.get(*name));
         let is_head = canonical == HEAD_NAME;
         if is_head && table.is_some_and(|table| table.view.data() == tensor.view.data()) {
             continue;
@@ -184,7 +236,8 @@ fn describe(view: &TensorView<'_>) -> String {
     format!("{:?} {}", view.shape(), format!("{:?}", view.dtype()).to_lowercase())
 }
 
-fn dtype(dtype: Dtype) -> Option<DType> {
+/// The element type, if parameters may have it.
+pub(crate) fn dtype(dtype: Dtype) -> Option<DType> {
     match dtype {
         Dtype::F32 => Some(DType::F32),
         Dtype::BF16 => Some(DType::BF16),

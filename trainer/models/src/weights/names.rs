@@ -16,7 +16,7 @@ pub enum Layout {
     Joined,
     /// A vision tower alone, or a CLIP, Chinese-CLIP or SigLIP model whose text half is passed over.
     Vision,
-    /// A `Qwen2ForCausalLM` or `LlamaForCausalLM`.
+    /// A language model alone, as `Qwen2ForCausalLM`.
     Language,
 }
 

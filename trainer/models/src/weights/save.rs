@@ -44,6 +44,50 @@ pub(crate) fn save(params: &Params, path: &Path) -> Result<(), ModelError> {
     for (name, tensor, _) in params.iter() {
         tensors.push((name.to_owned(), HostParam(tensor.detach().to_device(&Device::Cpu)?.contiguous()?)));
     }
+    write_tensors(tensors, path)
+}
+
+/// A tensor to be written, made when its turn comes, so that a model larger than the memory can be written.
+pub(crate) struct Outgoing<'data> {
+    pub(crate) shape: Vec<usize>,
+    pub(crate) dtype: Dtype,
+    pub(crate) values: Values<'data>,
+}
+
+/// How the values of an outgoing tensor come about.
+pub(crate) enum Values<'data> {
+    /// The bytes of a mapped file, as they are.
+    Mapped(&'data [u8]),
+    /// A tensor of the outgoing shape and element type.
+    Made(Box<dyn Fn() -> candle_core::Result<Tensor> + 'data>),
+}
+
+impl View for Outgoing<'_> {
+    fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        match &self.values {
+            Values::Mapped(bytes) => Cow::Borrowed(bytes),
+            Values::Made(make) => {
+                let tensor = make().expect("shapes and element types were checked before anything is written");
+                Cow::Owned(View::data(&tensor).into_owned())
+            }
+        }
+    }
+
+    fn data_len(&self) -> usize {
+        self.shape.iter().product::<usize>() * self.dtype.bitsize() / 8
+    }
+}
+
+/// Writes tensors with the metadata that `transformers` asks for.
+pub(crate) fn write_tensors<V: View>(tensors: Vec<(String, V)>, path: &Path) -> Result<(), ModelError> {
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
     safetensors::serialize_to_file(tensors, Some(metadata), path).map_err(|error| {
         let source = match error {

@@ -140,6 +140,9 @@ pub(crate) fn preset(vision: VisionFamily, language: LanguageFamily, projector: 
     let mut preset: ModelPreset = toml::from_str(text).unwrap();
     preset.vision.family = vision;
     preset.language.family = language;
+    if language == LanguageFamily::Qwen {
+        preset.language.num_key_value_heads = None;
+    }
     preset.projector.kind = projector;
     preset
 }

@@ -3,6 +3,7 @@
 mod chat;
 mod commands;
 mod fixture;
+mod folders;
 mod golden;
 mod loader;
 mod packing;
