@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use vela_dataset::{Dataset, LocalSource, Partition};
 use vela_shard::ShardSettings;
+use vela_tests::cpu_seconds;
 use vela_types::{BatchSource, BatchSpec, IGNORE_LABEL, ImageShape, Record, SeedStream};
 
 const SHAPE: ImageShape = ImageShape { channels: 3, height: 336, width: 336 };
@@ -55,14 +56,6 @@ fn record(number: u64) -> Record {
     Record { id: format!("throughput/{number}"), images, input_ids, labels, ..fixture::record(0) }
 }
 
-/// Processor time of this process in user and system mode, in seconds (Linux counts hundredths).
-fn cpu_seconds() -> Option<f64> {
-    let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
-    let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
-    let ticks = |field: usize| fields.get(field)?.parse::<f64>().ok();
-    Some((ticks(11)? + ticks(12)?) / 100.0)
-}
-
 fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
     let arguments = parse_arguments()?;
     let folder = tempfile::tempdir()?;
@@ -91,7 +84,7 @@ fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
     for _ in 0..source.steps_per_epoch() {
         source.next_batch()?;
     }
-    let cpu_start = cpu_seconds();
+    let cpu_start = cpu_seconds("self");
     let (start, limit) = (Instant::now(), Duration::from_secs(arguments.seconds));
     let (mut samples, mut bytes) = (0u64, 0u64);
     while start.elapsed() < limit {
@@ -100,7 +93,7 @@ fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
         bytes += batch.num_bytes() as u64;
     }
     let seconds = start.elapsed().as_secs_f64();
-    let cpu = cpu_start.zip(cpu_seconds()).map(|(start, end)| end - start);
+    let cpu = cpu_start.zip(cpu_seconds("self")).map(|(start, end)| end - start);
     let stats = source.stats();
     let shape = dataset.info().processor.image_shape;
     let report = serde_json::json!({

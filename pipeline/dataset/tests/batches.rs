@@ -9,19 +9,10 @@ use std::sync::Arc;
 use fixture::{IMAGE_TOKEN, PAD, SHAPE, record, records, settings, write_set};
 use proptest::prelude::*;
 use vela_dataset::{Dataset, LocalSource, Partition, spec_fingerprint};
-use vela_shard::{RemoteOptions, RemoteStore};
 use vela_types::{Batch, BatchSource, BatchSpec, Cursor, IGNORE_LABEL, Position, Record};
 
-const SPEC: BatchSpec = BatchSpec {
-    global_batch: 4,
-    micro_batch: 2,
-    seed: 11,
-    shuffle: true,
-    image_tokens: 3,
-    max_length: 64,
-    shuffle_window: 0,
-    packing: None,
-};
+const SPEC: BatchSpec =
+    BatchSpec { global_batch: 4, micro_batch: 2, seed: 11, shuffle: true, image_tokens: 3, ..fixture::ONE_BY_ONE };
 
 fn dataset(num_records: u64) -> (tempfile::TempDir, Arc<Dataset>) {
     let folder = tempfile::tempdir().expect("a folder");
@@ -263,19 +254,11 @@ fn a_file_url_opens_the_same_set() {
 fn a_set_in_a_bucket_gives_the_same_batches() {
     let (server, cache) = (vela_tests::s3::S3Server::start(), tempfile::tempdir().expect("a folder"));
     let (url, (_folder, local)) = (server.url("sets/one"), dataset(23));
-    let options = RemoteOptions { settings: server.settings(), ..RemoteOptions::new(cache.path().to_owned()) };
-    let open = || {
-        let store = RemoteStore::open(&url, &options).expect("a store");
-        Dataset::open_in(&url, Arc::new(store))
-    };
+    let store = || Arc::new(fixture::remote_store(&server, "sets/one", cache.path(), u64::MAX));
+    let open = || Dataset::open_in(&url, store());
     let fault = open().expect_err("nothing there");
     assert!(fault.is_wrong_place() && fault.to_string().contains("s3://bucket/sets/one/manifest.json"), "{fault}");
-    fixture::write_set_into(
-        Arc::new(RemoteStore::open(&url, &options).expect("a store")),
-        &settings(),
-        &records(23),
-        5,
-    );
+    fixture::write_set_into(store(), &settings(), &records(23), 5);
     let remote = Arc::new(open().expect("a good set"));
     assert_eq!((remote.info(), remote.url()), (local.info(), url.clone()));
     let mut there = source(&remote, &SPEC, 5000);

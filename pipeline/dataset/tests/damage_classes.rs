@@ -8,10 +8,11 @@ use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
-use fixture::{image, record, records, settings, write_set, write_set_into};
+use fixture::{image, record, records, remote_store, settings, write_set, write_set_into};
 use vela_dataset::{DamagePolicy, Dataset, DatasetError, Partition};
-use vela_shard::{Manifest, RemoteOptions, RemoteStore, Store, open_store};
+use vela_shard::{Manifest, Store, open_store};
 use vela_tests::s3::S3Server;
+use vela_tests::told;
 use vela_types::{Batch, BatchSpec, Position};
 
 const NUM_RECORDS: u64 = 12;
@@ -19,16 +20,7 @@ const NUM_RECORDS: u64 = 12;
 const SHARD_ROWS: usize = 4;
 
 /// One record, one batch: what happens to a record is seen apart from its neighbours.
-const SPEC: BatchSpec = BatchSpec {
-    global_batch: 1,
-    micro_batch: 1,
-    seed: 0,
-    shuffle: false,
-    image_tokens: 2,
-    max_length: 64,
-    shuffle_window: 0,
-    packing: None,
-};
+const SPEC: BatchSpec = fixture::ONE_BY_ONE;
 
 /// What a kind of damage leads to.
 enum Outcome {
@@ -41,12 +33,6 @@ use Outcome::{Damaged, Unopened};
 
 fn batch(dataset: &Dataset, index: u64) -> Result<Batch, DatasetError> {
     dataset.batch(&SPEC, Partition::WHOLE, Position { epoch: 0, step: index, micro: 0 })
-}
-
-/// An error with its causes.
-fn told(fault: &dyn std::error::Error) -> String {
-    let cause = fault.source().map(|cause| format!(": {}", told(cause))).unwrap_or_default();
-    format!("{fault}{cause}")
 }
 
 struct Case<'a> {
@@ -347,16 +333,13 @@ type RemoteDamage = fn(&Remote);
 impl Remote {
     fn new() -> Self {
         let (server, cache) = (S3Server::start(), tempfile::tempdir().expect("a folder"));
-        let options = RemoteOptions { settings: server.settings(), ..RemoteOptions::new(cache.path().to_owned()) };
-        let store = RemoteStore::open(&server.url("set"), &options).expect("a store");
-        let manifest = write_set_into(Arc::new(store), &settings(), &records(NUM_RECORDS), SHARD_ROWS);
+        let store = Arc::new(remote_store(&server, "set", cache.path(), u64::MAX));
+        let manifest = write_set_into(store, &settings(), &records(NUM_RECORDS), SHARD_ROWS);
         Self { server, cache, manifest }
     }
 
     fn store(&self) -> Arc<dyn Store> {
-        let options =
-            RemoteOptions { settings: self.server.settings(), ..RemoteOptions::new(self.cache.path().to_owned()) };
-        Arc::new(RemoteStore::open(&self.server.url("set"), &options).expect("a store"))
+        Arc::new(remote_store(&self.server, "set", self.cache.path(), u64::MAX))
     }
 
     /// Fills the cache.

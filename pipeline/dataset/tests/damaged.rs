@@ -10,16 +10,7 @@ use fixture::{records, settings, write_set};
 use vela_dataset::{DamagePolicy, Dataset, LocalSource, Partition};
 use vela_types::{Batch, BatchSource, BatchSpec, IGNORE_LABEL, Position};
 
-const SPEC: BatchSpec = BatchSpec {
-    global_batch: 5,
-    micro_batch: 5,
-    seed: 0,
-    shuffle: false,
-    image_tokens: 2,
-    max_length: 64,
-    shuffle_window: 0,
-    packing: None,
-};
+const SPEC: BatchSpec = BatchSpec { global_batch: 5, micro_batch: 5, ..fixture::ONE_BY_ONE };
 
 fn open(folder: &Path, policy: DamagePolicy) -> Dataset {
     Dataset::open(folder.to_str().expect("a UTF-8 path")).expect("a set").with_damage_policy(policy)

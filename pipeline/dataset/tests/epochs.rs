@@ -12,16 +12,8 @@ use proptest::prelude::*;
 use vela_dataset::{BlendPart, Dataset, LocalSource, Partition, Weight};
 use vela_types::{Batch, BatchSource, BatchSpec, Cursor, IGNORE_LABEL, PackingSpec, Position};
 
-const SPEC: BatchSpec = BatchSpec {
-    global_batch: 6,
-    micro_batch: 2,
-    seed: 11,
-    shuffle: true,
-    image_tokens: 3,
-    max_length: 64,
-    shuffle_window: 0,
-    packing: None,
-};
+const SPEC: BatchSpec =
+    BatchSpec { global_batch: 6, micro_batch: 2, seed: 11, shuffle: true, image_tokens: 3, ..fixture::ONE_BY_ONE };
 const PACKED: BatchSpec = BatchSpec { packing: Some(PackingSpec { max_images: 5, window: 16 }), ..SPEC };
 
 fn write(folder: &Path, first: u64, num_records: u64) -> String {

@@ -8,24 +8,15 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use fixture::{records, settings, write_set, write_set_into};
+use fixture::{records, remote_store, settings, write_set, write_set_into};
 use vela_dataset::{DamagePolicy, Dataset, LocalSource, Partition, Share};
-use vela_shard::{RemoteOptions, RemoteStore};
+use vela_shard::RemoteStore;
 use vela_tests::s3::S3Server;
 use vela_types::{Batch, BatchSource, BatchSpec, PackingSpec, Position};
 
 const NUM_RECORDS: u64 = 40;
 const ROWS_PER_SHARD: usize = 4;
-const SPEC: BatchSpec = BatchSpec {
-    global_batch: 8,
-    micro_batch: 8,
-    seed: 3,
-    shuffle: true,
-    image_tokens: 2,
-    max_length: 64,
-    shuffle_window: 0,
-    packing: None,
-};
+const SPEC: BatchSpec = BatchSpec { global_batch: 8, micro_batch: 8, seed: 3, shuffle: true, ..fixture::ONE_BY_ONE };
 
 /// The same set in a folder and in a bucket.
 struct Sets {
@@ -44,10 +35,7 @@ impl Sets {
     }
 
     fn store(&self, limit_bytes: u64) -> RemoteStore {
-        let mut options =
-            RemoteOptions { settings: self.server.settings(), ..RemoteOptions::new(self.cache.path().to_owned()) };
-        options.cache.limit_bytes = limit_bytes;
-        RemoteStore::open(&self.server.url("set"), &options).expect("a store")
+        remote_store(&self.server, "set", self.cache.path(), limit_bytes)
     }
 
     fn remote(&self, limit_bytes: u64) -> Dataset {

@@ -18,6 +18,7 @@ use vela_client::{ClientOptions, RemoteSource, TlsOptions};
 use vela_dataset::{Dataset, LocalSource, Partition};
 use vela_runtime::clap::{self, Parser};
 use vela_runtime::{ByteSize, CommandError, Outcome, run_command};
+use vela_tests::cpu_seconds;
 use vela_types::{BatchSource, BatchSpec};
 
 type Failure = Box<dyn Error + Send + Sync>;
@@ -171,19 +172,20 @@ fn raw_tcp(batch_bytes: usize, seconds: f64) -> Result<Value, Failure> {
         socket.read_exact(&mut batch)?;
         gigabytes += batch_bytes as f64 / 1e9;
     }
-    let (elapsed, cpu) = (started.elapsed().as_secs_f64(), cpu_seconds("self") - cpu);
+    let (elapsed, cpu) = (started.elapsed().as_secs_f64(), since("self", cpu));
     drop(socket);
     let ended = sender.join().map_err(|_| "the sender panicked")?;
     assert!(ended.is_err(), "the sender ends with its connection");
-    Ok(json!({ "gigabytes_per_second": gigabytes / elapsed, "cpu_seconds_per_gigabyte": cpu / gigabytes }))
+    Ok(
+        json!({ "gigabytes_per_second": gigabytes / elapsed, "cpu_seconds_per_gigabyte": cpu.map(|cpu| cpu / gigabytes) }),
+    )
 }
 
 /// Takes batches for `seconds` after one second of warm-up. `server`: the process that makes them, if it is another.
 fn drain(source: &mut dyn BatchSource, seconds: f64, server: Option<u32>) -> Result<Value, Failure> {
     take_for(source, Duration::from_secs(1))?;
     let server = server.map(|id| id.to_string());
-    let cpu_of_server = || server.as_deref().map_or(0.0, cpu_seconds);
-    let (cpu, cpu_there) = (cpu_seconds("self"), cpu_of_server());
+    let (cpu, cpu_there) = (cpu_seconds("self"), server.as_deref().and_then(cpu_seconds));
     let started = Instant::now();
     let (samples, bytes) = take_for(source, Duration::from_secs_f64(seconds))?;
     let elapsed = started.elapsed().as_secs_f64();
@@ -191,8 +193,9 @@ fn drain(source: &mut dyn BatchSource, seconds: f64, server: Option<u32>) -> Res
     Ok(json!({
         "samples_per_second": samples as f64 / elapsed,
         "gigabytes_per_second": gigabytes / elapsed,
-        "cpu_seconds_per_gigabyte": (cpu_seconds("self") - cpu) / gigabytes,
-        "server_cpu_seconds_per_gigabyte": (cpu_of_server() - cpu_there) / gigabytes,
+        "cpu_seconds_per_gigabyte": since("self", cpu).map(|cpu| cpu / gigabytes),
+        "server_cpu_seconds_per_gigabyte":
+            server.map_or(Some(0.0), |server| since(&server, cpu_there)).map(|cpu| cpu / gigabytes),
     }))
 }
 
@@ -207,10 +210,7 @@ fn take_for(source: &mut dyn BatchSource, period: Duration) -> Result<(u64, usiz
     Ok((samples, bytes))
 }
 
-/// User and system time of a process so far, from Linux's `/proc` in its hundredths of a second; 0 elsewhere.
-fn cpu_seconds(process: &str) -> f64 {
-    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
-    let after_name = stat.rsplit(')').next().unwrap_or_default();
-    let ticks: f64 = after_name.split_whitespace().skip(11).take(2).filter_map(|field| field.parse::<f64>().ok()).sum();
-    ticks / 100.0
+/// Processor time of `process` since it stood at `before`; `None` where the system does not tell.
+fn since(process: &str, before: Option<f64>) -> Option<f64> {
+    Some(cpu_seconds(process)? - before?)
 }

@@ -1,26 +1,15 @@
 //! What the network and the server may do.
 
-use std::error::Error;
 use std::io::Write;
 use std::sync::Arc;
 use std::time::Duration;
 
 use vela_shard::{RemoteOptions, RemoteStore, ShardError, Store};
 use vela_tests::s3::{Fault, S3Server, SECRET_KEY};
+use vela_tests::told;
 
 use crate::fixture::{records, settings, write_set, write_set_into};
 use crate::{PART_BYTES, options, read_set, remote};
-
-/// An error with its causes, as a command prints it.
-fn told(fault: &dyn Error) -> String {
-    let mut text = fault.to_string();
-    let mut cause = fault.source();
-    while let Some(next) = cause {
-        text = format!("{text}: {next}");
-        cause = next.source();
-    }
-    text
-}
 
 #[test]
 fn a_set_is_written_and_read_through_every_fault_that_passes() {

@@ -165,7 +165,7 @@ fn seven_fast_consumers_keep_their_rate_beside_a_slow_one() {
 #[test]
 fn idle_streams_cost_little() {
     const STREAMS: u64 = 64;
-    /// All of them together: each its connection, its session and two batches of a few KB.
+    /// All of them together: each its connection, its session and three batches of a few KB.
     const LIMIT: u64 = 16 * MIB;
     let folder = tempfile::tempdir().expect("a folder");
     shards::write(folder.path(), &Plan::small());
