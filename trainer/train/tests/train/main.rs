@@ -2,9 +2,13 @@
 
 mod chat;
 mod commands;
+mod defects;
+mod features;
 mod fixture;
 mod golden;
 mod loader;
+mod options;
 mod packing;
 mod recipes;
+mod report;
 mod resume;
