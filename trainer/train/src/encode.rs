@@ -146,40 +146,40 @@ impl<'a> Encoder<'a> {
     ) -> Result<(), TrainError> {
         let features = self.features_of(&records)?;
         for mut record in records {
-            for image in &mut record.images {
-                // The hash stays that of the pixels: equal images are stored once, and say which they were.
-                (image.shape, image.data) = (self.summary.image_shape, features[&image.hash].clone());
-            }
+            record.images.iter_mut().for_each(|image| *image = features[&image.hash].clone());
             writer.push(&record).map_err(|source| at_output(self.options, source))?;
             progress.inc(1);
         }
         Ok(())
     }
 
-    /// The features of each different image, by its hash.
-    fn features_of(&self, records: &[Record]) -> Result<HashMap<Fingerprint, Bytes>, TrainError> {
-        let mut features = HashMap::new();
+    /// The features of each different image as what is stored, by the hash of its pixels.
+    fn features_of(&self, records: &[Record]) -> Result<HashMap<Fingerprint, ImageTensor>, TrainError> {
         let mut images: Vec<&ImageTensor> = Vec::new();
         for image in records.iter().flat_map(|record| &record.images) {
-            if features.insert(image.hash, Bytes::new()).is_none() {
+            if !images.iter().any(|known| known.hash == image.hash) {
                 images.push(image);
             }
         }
+        let mut features = HashMap::new();
         for some in images.chunks(self.options.batch.max(1)) {
-            let encoded = self.run_tower(some)?;
-            some.iter().zip(encoded).for_each(|(image, bytes)| drop(features.insert(image.hash, bytes)));
+            features.extend(some.iter().map(|image| image.hash).zip(self.run_tower(some)?));
         }
         Ok(features)
     }
 
-    fn run_tower(&self, images: &[&ImageTensor]) -> Result<Vec<Bytes>, TrainError> {
+    fn run_tower(&self, images: &[&ImageTensor]) -> Result<Vec<ImageTensor>, TrainError> {
         let shape = images[0].shape;
         let extents = [images.len(), shape.channels as usize, shape.height as usize, shape.width as usize];
         let bytes: Vec<u8> = images.iter().flat_map(|image| image.data.iter().copied()).collect();
         let pixels: Tensor = self.pixels.apply(&bytes, &extents, &Device::Cpu)?;
         let values: Vec<f32> = self.model.tower().forward(&pixels)?.flatten_all()?.to_vec1()?;
-        let per_image = values.chunks(values.len() / images.len());
-        Ok(per_image.map(|values| Bytes::from(self.mode.dtype.to_bytes(values))).collect())
+        let stored = |values: &[f32]| {
+            let data = Bytes::from(self.mode.dtype.to_bytes(values));
+            let hash = Fingerprint(*blake3::hash(&data).as_bytes());
+            ImageTensor { shape: self.summary.image_shape, data, hash }
+        };
+        Ok(values.chunks(values.len() / images.len()).map(stored).collect())
     }
 
     fn commit(&self, started: Instant) -> Result<EncodeReport, TrainError> {

@@ -37,6 +37,7 @@ mod trainer;
 mod validation;
 mod watch;
 
+pub use self::metrics::{StepMetrics, read_metrics};
 pub use answerer::{Answer, ProcessedQuestion, Question};
 pub use chat::Chat;
 pub use encode::{EncodeOptions, EncodeReport, encode};
@@ -44,7 +45,6 @@ pub use error::TrainError;
 pub use features::FeatureType;
 pub use groups::{Component, TrainType};
 pub use guard::SkippedStep;
-pub use self::metrics::{StepMetrics, read_metrics};
 pub use plot::loss_svg;
 pub use recipe::{
     NonFinitePolicy, RawBatch, RawCheckpoint, RawData, RawGroup, RawGuard, RawLogging, RawLora, RawModel, RawOptimizer,

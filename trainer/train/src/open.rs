@@ -15,7 +15,8 @@ use crate::recipe::{Recipe, WeightOrigin};
 
 /// The folder of a model: `path`, or the newest checkpoint if `path` is a run folder.
 fn model_folder(path: &Path) -> Result<PathBuf, TrainError> {
-    let newest = if path.join("config.json").is_file() { None } else { Checkpoints::new(path, 1).newest()? };
+    let is_run = path.join("checkpoints").is_dir() && !path.join("config.json").is_file();
+    let newest = if is_run { Checkpoints::new(path, 1).newest()? } else { None };
     Ok(newest.unwrap_or_else(|| path.to_owned()))
 }
 

@@ -22,7 +22,7 @@ fn options(stage: &Stage, dtype: FeatureType, output: &str) -> EncodeOptions {
 fn stage(train_type: &str) -> Stage {
     let stage = Stage::new(train_type);
     let output = format!("run.output={}", stage.path("base").display());
-    stage.train(&["run.max_steps=1", &output], &Resume::Fresh).expect("a checkpoint");
+    stage.train(&["run.max_steps=1", "schedule.warmup_steps=0", &output], &Resume::Fresh).expect("a checkpoint");
     stage
 }
 

@@ -44,7 +44,7 @@ fn a_group_of_patterns_has_its_own_rate_and_decay() {
     let stage = Stage::new("freeze_vision");
     let sets = [
         "run.max_steps=5",
-        "groups.norms.match=['*norm.weight']",
+        "groups.norms.match=['language_model.*norm.weight']",
         "groups.norms.lr=1e-4",
         "groups.frozen.match=['*.embed_tokens.weight', '*.lm_head.weight']",
         "groups.frozen.lr=0",
@@ -152,4 +152,21 @@ fn the_validation_loss_is_measured_as_often_as_asked() {
     let lines = stage.metrics("run");
     let measured: Vec<u64> = lines.iter().filter(|line| line.validation_loss.is_some()).map(|line| line.step).collect();
     assert_eq!(measured, [2, 4, 5, 6, 7]);
+}
+
+#[test]
+fn a_presets_fresh_weights_learn() {
+    let stage = Stage::new("full");
+    let preset = "[vision]\nfamily = 'clip'\nhidden_size = 16\nintermediate_size = 32\nnum_layers = 2\nnum_heads = 2\n\
+                  image_size = 16\npatch_size = 8\n[projector]\nkind = 'linear'\n[language]\nfamily = 'llama'\n\
+                  hidden_size = 16\nintermediate_size = 32\nnum_layers = 1\nnum_heads = 2\nnum_key_value_heads = 1\n\
+                  max_positions = 64\ntie_embeddings = true\n";
+    std::fs::write(stage.path("preset.toml"), preset).expect("written");
+    let text = std::fs::read_to_string(stage.path("recipe.toml")).expect("there");
+    let from = format!("path = '{}'", golden().join("model").display());
+    let text = text.replace(&from, &format!("init = '{}'", stage.path("preset.toml").display()));
+    std::fs::write(stage.path("recipe.toml"), text).expect("written");
+    stage.train(&["run.max_steps=20", "batch.global=36", "batch.micro=36"], &Resume::Fresh).expect("a run");
+    let lines = stage.metrics("run");
+    assert!(lines[19].loss < lines[0].loss - 0.05, "{} {}", lines[0].loss, lines[19].loss);
 }

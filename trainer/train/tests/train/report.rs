@@ -70,10 +70,15 @@ fn metrics_lines_hold_speed_utilisation_and_memory() {
 fn a_resumed_run_tells_tensorboard_where_it_goes_on() {
     let stage = Stage::new("freeze_vision_and_llm");
     stage.train(&["run.max_steps=5"], &Resume::Fresh).expect("a run");
-    let num_files = || std::fs::read_dir(stage.path("run/tensorboard")).expect("there").count();
-    assert_eq!(num_files(), 1);
+    stage.train(&["run.max_steps=8"], &Resume::Auto).expect("longer");
+    let files = std::fs::read_dir(stage.path("run/tensorboard")).expect("there");
+    let bytes: Vec<u8> =
+        files.flat_map(|file| std::fs::read(file.expect("an entry").path()).expect("readable")).collect();
+    // Field 2 `step`, then field 7 `session_log` with status START.
+    let starts = |step: u8| bytes.windows(6).filter(|found| *found == [0x10, step, 0x3a, 2, 8, 1]).count();
+    assert_eq!([1, 6, 7].map(starts), [1, 1, 0]);
     let silent = format!("run.output={}", stage.path("silent").display());
-    stage.train(&["run.max_steps=2", "logging.tensorboard=false", &silent], &Resume::Fresh).expect("a run");
+    stage.train(&["run.max_steps=4", "logging.tensorboard=false", &silent], &Resume::Fresh).expect("a run");
     assert!(!stage.path("silent/tensorboard").exists());
 }
 

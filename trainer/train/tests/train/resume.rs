@@ -144,7 +144,7 @@ fn assert_every_step_can_be_resumed(train_type: &str, more: &[&str]) {
     let steps = format!("run.max_steps={STEPS}");
     // Packed rows, their order drawn anew in each epoch; the epoch ends within the run.
     let shared = [
-        &["data.shuffle=true", "batch.global=3", "batch.micro=2", "batch.packing.max_images=3"],
+        &["data.shuffle=true", "batch.global=5", "batch.micro=2", "batch.packing.max_images=3"],
         &["batch.packing.window=12", "checkpoint.every=1", "checkpoint.keep=99", &steps][..],
         more,
     ]
