@@ -63,6 +63,17 @@ struct OpenPart {
     first_index: u64,
 }
 
+/// How large a micro-batch gets at most.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MicroExtents {
+    /// Rows.
+    pub rows: u64,
+    /// Tokens of a row.
+    pub columns: u64,
+    /// Images of all rows.
+    pub images: u64,
+}
+
 /// Where a record came from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Provenance {
@@ -231,23 +242,36 @@ impl Dataset {
         self.plan_rows(spec, partition).map(|rows| rows.plan)
     }
 
+    /// No micro-batch of `partition` has more rows, columns or images than this, however the order falls.
+    ///
+    /// # Errors
+    /// If the sizes of `spec` or `partition` make no sense.
+    pub fn largest_micro_batch(&self, spec: &BatchSpec, partition: Partition) -> Result<MicroExtents, DatasetError> {
+        let rows = StepPlan::new(spec, partition, 0)?.rows_per_micro();
+        let Some(packing) = spec.packing else {
+            // A longer row is refused when its turn comes.
+            let longest = self.profile.longest(spec).map_or(1, |(_, length)| length);
+            let columns = longest.clamp(1, u64::from(spec.max_length));
+            return Ok(MicroExtents { rows, columns, images: self.profile.most_images(rows) });
+        };
+        let columns = u64::from(spec.max_length);
+        let fullest = self.profile.most_images(self.most_samples(rows, columns));
+        Ok(MicroExtents { rows, columns, images: fullest.min(rows.saturating_mul(u64::from(packing.max_images))) })
+    }
+
+    /// Samples that `rows` packed rows can hold.
+    fn most_samples(&self, rows: u64, columns: u64) -> u64 {
+        self.profile.num_samples().min(rows.saturating_mul(columns)).max(rows)
+    }
+
     /// [`Dataset::plan`] with the rows that it cuts.
     pub(crate) fn plan_rows(&self, spec: &BatchSpec, partition: Partition) -> Result<PlannedRows, DatasetError> {
         // The sizes first: rows are only planned for a spec that can be served.
-        let plan = StepPlan::new(spec, partition, 0)?;
-        let num_rows = plan.rows_per_micro();
-        // A longer row is refused when its turn comes.
-        let columns = match spec.packing {
-            Some(_) => u64::from(spec.max_length),
-            None => self.profile.longest(spec).map_or(1, |(_, length)| length.clamp(1, u64::from(spec.max_length))),
-        };
+        let MicroExtents { rows: num_rows, columns, images: num_images } = self.largest_micro_batch(spec, partition)?;
         let num_samples = match spec.packing {
-            Some(_) => self.profile.num_samples().min(num_rows.saturating_mul(columns)).max(num_rows),
+            Some(_) => self.most_samples(num_rows, columns),
             None => num_rows,
         };
-        let fullest = self.profile.most_images(num_samples);
-        let num_images =
-            spec.packing.map_or(fullest, |packing| fullest.min(num_rows.saturating_mul(u64::from(packing.max_images))));
         let image_bytes = self.info.processor.image_shape.num_elements() as u64;
         let found = batch_bytes(num_rows, columns, num_samples, num_images, image_bytes);
         if found > self.max_batch_bytes {

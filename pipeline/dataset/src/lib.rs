@@ -27,7 +27,7 @@ mod windows;
 pub use blend::Blend;
 pub use blended::{BlendPart, Weight};
 pub use collate::DamagePolicy;
-pub use dataset::{DEFAULT_MAX_BATCH_BYTES, Dataset, Provenance};
+pub use dataset::{DEFAULT_MAX_BATCH_BYTES, Dataset, MicroExtents, Provenance};
 pub use epoch::EpochRows;
 pub use error::DatasetError;
 pub use local::LocalSource;

@@ -17,7 +17,7 @@ mod units;
 pub use clap;
 pub use command::{CommandError, ExitStatus, Outcome, run_command};
 pub use config::{ConfigError, load_config, parse_config};
-pub use metrics::serve_metrics;
+pub use metrics::{MetricsServer, serve_metrics};
 pub use progress::Progress;
 pub use shutdown::Shutdown;
 pub use units::{ByteSize, ParseUnitError, Period};

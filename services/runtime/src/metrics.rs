@@ -4,6 +4,7 @@ use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use http_body_util::Full;
@@ -40,6 +41,45 @@ pub async fn serve_metrics(listen: SocketAddr, shutdown: Shutdown) -> io::Result
     tokio::spawn(keep_up(recorder.clone(), shutdown.clone()));
     tokio::spawn(accept(listener, recorder, shutdown));
     Ok(address)
+}
+
+/// Metrics that are shown from a thread of their own, until this is dropped.
+#[derive(Debug)]
+pub struct MetricsServer {
+    address: SocketAddr,
+    shutdown: Shutdown,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl MetricsServer {
+    /// [`serve_metrics`] for a command that is not async.
+    ///
+    /// # Errors
+    /// As [`serve_metrics`]; if no thread can be started.
+    pub fn start(listen: SocketAddr) -> io::Result<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let shutdown = Shutdown::new();
+        let address = runtime.block_on(serve_metrics(listen, shutdown.clone()))?;
+        let waited = shutdown.clone();
+        let serve = move || runtime.block_on(waited.wait());
+        let thread = std::thread::Builder::new().name("metrics".into()).spawn(serve)?;
+        Ok(Self { address, shutdown, thread: Some(thread) })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+}
+
+impl Drop for MetricsServer {
+    fn drop(&mut self) {
+        self.shutdown.request();
+        if let Some(thread) = self.thread.take() {
+            // A panic has been reported by the thread itself.
+            let _ = thread.join();
+        }
+    }
 }
 
 async fn keep_up(recorder: PrometheusHandle, shutdown: Shutdown) {

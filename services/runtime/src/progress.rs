@@ -20,6 +20,10 @@ struct Inner {
     label: String,
     total: AtomicU64,
     count: AtomicU64,
+    /// Counted by an earlier process; no part of the rate.
+    before: AtomicU64,
+    /// Said at the end of the line.
+    message: Mutex<String>,
     /// When the counting began; the time before the total was known is no part of the rate.
     started: Mutex<Instant>,
     face: Face,
@@ -54,10 +58,9 @@ impl Progress {
     }
 
     fn with_face(label: &str, total: Option<u64>, face: Face) -> Self {
-        let (total, count) = (AtomicU64::new(total.unwrap_or(0)), AtomicU64::new(0));
-        Self {
-            inner: Arc::new(Inner { label: label.to_owned(), total, count, started: Mutex::new(Instant::now()), face }),
-        }
+        let (total, count, before) = (AtomicU64::new(total.unwrap_or(0)), AtomicU64::new(0), AtomicU64::new(0));
+        let (label, message, started) = (label.to_owned(), Mutex::default(), Mutex::new(Instant::now()));
+        Self { inner: Arc::new(Inner { label, total, count, before, message, started, face }) }
     }
 
     /// Sets the total once it is known. The time of the rate begins here, if nothing has been counted yet.
@@ -72,6 +75,25 @@ impl Progress {
             if is_first {
                 bar.reset_elapsed();
             }
+        }
+    }
+
+    /// Takes `num` as counted before this process: the rate begins with what comes now.
+    pub fn resume_at(&self, num: u64) {
+        self.inner.before.store(num, Ordering::Relaxed);
+        self.inner.count.store(num, Ordering::Relaxed);
+        *self.inner.started.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        if let Face::Bar(bar) = &self.inner.face {
+            bar.set_position(num);
+            bar.reset_eta();
+        }
+    }
+
+    /// Sets what the line ends with from now on.
+    pub fn set_message(&self, text: &str) {
+        text.clone_into(&mut self.inner.message.lock().unwrap_or_else(PoisonError::into_inner));
+        if let Face::Bar(bar) = &self.inner.face {
+            bar.set_message(text.to_owned());
         }
     }
 
@@ -122,19 +144,27 @@ impl Progress {
     }
 
     fn line(&self) -> String {
-        let Inner { label, total, .. } = &*self.inner;
+        let Inner { label, total, before, message, .. } = &*self.inner;
         let (count, total, seconds) = (self.count(), total.load(Ordering::Relaxed), self.elapsed().as_secs_f64());
-        let rate = count as f64 / seconds.max(1e-9);
+        let rate = count.saturating_sub(before.load(Ordering::Relaxed)) as f64 / seconds.max(1e-9);
+        let message = message.lock().unwrap_or_else(PoisonError::into_inner);
+        let space = if message.is_empty() { "" } else { " " };
         match total {
-            0 => format!("{label}: {count} in {seconds:.0} s ({rate:.1}/s)"),
-            total => format!("{label}: {count}/{total} in {seconds:.0} s ({rate:.1}/s)"),
+            0 => format!("{label}: {count} in {seconds:.0} s ({rate:.1}/s){space}{message}"),
+            total if rate > 0.0 && count < total => {
+                let left = (total - count) as f64 / rate;
+                format!("{label}: {count}/{total} in {seconds:.0} s ({rate:.1}/s, {left:.0} s left){space}{message}")
+            }
+            total => format!("{label}: {count}/{total} in {seconds:.0} s ({rate:.1}/s){space}{message}"),
         }
     }
 }
 
 fn new_bar(label: &str, total: Option<u64>) -> ProgressBar {
     let (bar, template) = match total {
-        Some(total) => (ProgressBar::new(total), "{prefix} [{bar:30}] {human_pos}/{human_len} {per_sec} eta {eta}"),
+        Some(total) => {
+            (ProgressBar::new(total), "{prefix} [{bar:30}] {human_pos}/{human_len} {per_sec} eta {eta} {msg}")
+        }
         None => (ProgressBar::new_spinner(), "{prefix} {spinner} {human_pos} {per_sec} {elapsed}"),
     };
     let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
@@ -183,5 +213,18 @@ mod tests {
         assert!(progress.line().starts_with("images: 4/10 in 0 s"), "{}", progress.line());
         progress.set_total(20);
         assert!(progress.line().starts_with("images: 4/20 in"));
+    }
+
+    #[test]
+    fn what_an_earlier_process_counted_is_no_part_of_the_rate_or_the_time_left() {
+        let progress = Progress::with_face("step", Some(1010), Face::Lines(Mutex::new(Instant::now())));
+        progress.resume_at(1000);
+        std::thread::sleep(Duration::from_millis(50));
+        progress.inc(1);
+        progress.set_message("loss 2.5");
+        let line = progress.line();
+        assert!(line.starts_with("step: 1001/1010 in 0 s (") && line.ends_with(" s left) loss 2.5"), "{line}");
+        let rate: f64 = line.split(['(', '/']).nth(2).and_then(|rate| rate.parse().ok()).expect("a rate");
+        assert!(rate > 0.0 && rate <= 20.0, "{line}");
     }
 }

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use vela_prepare::DemoDataReport;
 use vela_runtime::{Progress, Shutdown};
 use vela_train::{
-    RawBatch, RawCheckpoint, RawData, RawGroup, RawGroups, RawLogging, RawModel, RawOptimizer, RawRecipe, RawRun,
+    RawBatch, RawCheckpoint, RawData, RawGroup, RawGuard, RawLogging, RawModel, RawOptimizer, RawRecipe, RawRun,
     RawSchedule, Recipe, Resume, StepMetrics, TrainReport, read_metrics, train,
 };
 
@@ -72,21 +72,22 @@ fn run(stage: StagePlan, recipe: RawRecipe, shutdown: &Shutdown) -> Result<Stage
 }
 
 fn recipe(seed: u64, stage: StagePlan, output: PathBuf, loader: &str, model: RawModel) -> RawRecipe {
-    let group = |trained: bool| trained.then_some(RawGroup { lr: stage.learning_rate });
+    let trained =
+        [("projector", true), ("language_model", stage.trains_language_model), ("vision_tower", stage.trains_tower)];
+    let trained = trained.into_iter().filter(|(_, trained)| *trained);
     RawRecipe {
         train_type: stage.train_type.to_owned(),
         run: RawRun { output: text(&output), seed, epochs: None, max_steps: Some(stage.steps) },
         data: RawData { loader: Some(loader.to_owned()), ..RawData::default() },
         model,
         batch: RawBatch { global: BATCH, micro: None, max_length: MAX_LENGTH as u32 + IMAGE_ROOM, packing: None },
-        groups: RawGroups {
-            projector: group(true),
-            language_model: group(stage.trains_language_model),
-            vision_tower: group(stage.trains_tower),
-        },
+        groups: trained.map(|(name, _)| (name.to_owned(), RawGroup::with_lr(stage.learning_rate))).collect(),
+        lora: None,
         optimizer: RawOptimizer { betas: [0.9, 0.98], weight_decay: 0.01, ..RawOptimizer::default() },
-        schedule: RawSchedule { warmup_steps: Some(stage.warmup_steps), warmup_ratio: None, floor: 0.05 },
-        logging: RawLogging { every: 1 },
+        schedule: RawSchedule { warmup_steps: Some(stage.warmup_steps), floor: 0.05, ..RawSchedule::default() },
+        guard: RawGuard::default(),
+        logging: RawLogging::default(),
+        samples: None,
         checkpoint: RawCheckpoint { every: stage.steps, keep: 1 },
     }
 }

@@ -21,7 +21,8 @@ pub struct ModelBatch {
     pub positions_BT: Tensor,
     /// Document of each token, u32 `[B, T]`, from 1; 0 for padding. Documents of a row do not see one another.
     pub documents_BT: Tensor,
-    /// Normalised pixels, f32 `[N, C, H, W]`; `None` where the batch has no image.
+    /// Normalised pixels, f32 `[N, C, H, W]`, or what the tower gave for them, f32 `[N, image tokens, feature width]`;
+    /// `None` where the batch has no image.
     pub pixels_NCHW: Option<Tensor>,
     /// Flat index (row * T + column) of each image token, image after image.
     pub image_rows: Vec<u32>,

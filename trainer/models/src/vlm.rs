@@ -189,7 +189,11 @@ impl Modules {
     }
 
     fn image_features(&self, pixels_NCHW: &Tensor) -> Result<Tensor, ModelError> {
-        self.projector.forward(&self.tower.forward(pixels_NCHW)?)
+        match pixels_NCHW.rank() {
+            // The tower has seen them before.
+            3 => self.projector.forward(pixels_NCHW),
+            _ => self.projector.forward(&self.tower.forward(pixels_NCHW)?),
+        }
     }
 
     /// Normed states of new positions after those in `cache`; every row sees all that is before it.

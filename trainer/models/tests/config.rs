@@ -247,7 +247,7 @@ const PAIRS: [Pair; 9] = [
     pair("mllm_ch", ["chinese_clip_b16", "qwen2.5_0.5b"], 1_492_736, 196, 11),
     pair("mllm_ch_l14_336", ["chinese_clip_l14_336", "qwen2.5_0.5b"], 1_722_112, 576, 23),
     pair("mllm_en", ["siglip_so400m", "llama3.2_1b"], 6_557_696, 729, 26),
-    pair("basic_vlm", ["siglip_so400m", "qwen_7b"], 21_504_000, 729, 27),
+    pair("basic_vlm_siglip", ["siglip_so400m", "qwen_7b"], 21_504_000, 729, 27),
     pair("basic_vlm_clip", ["clip_l14", "qwen_7b"], 20_979_712, 256, 24),
     pair("llava_v1", ["clip_l14", "vicuna_7b"], 4_198_400, 256, 23),
     pair("llava_v1_5", ["clip_l14_336", "vicuna_7b"], 20_979_712, 576, 23),

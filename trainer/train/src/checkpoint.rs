@@ -16,7 +16,7 @@ use crate::error::TrainError;
 use crate::optimizer::{Optimizer, Slot};
 
 /// The version this build writes and accepts.
-const STATE_VERSION: u32 = 2;
+const STATE_VERSION: u32 = 3;
 const STATE_FILE: &str = "trainer_state.json";
 const OPTIMIZER_FILE: &str = "optimizer.safetensors";
 const PREFIX: &str = "step-";
@@ -41,7 +41,7 @@ const FREE_KEYS: [&str; 14] = [
     "data.validation",
     "batch.micro",
 ];
-const FREE_TABLES: [&str; 2] = ["logging.", "checkpoint."];
+const FREE_TABLES: [&str; 4] = ["logging.", "checkpoint.", "guard.", "samples."];
 
 /// All the state there is besides weights and moments. No random stream is held: every draw is a pure function of the
 /// seed and the place, so the recipe's seed and the cursor stand for it.
@@ -60,6 +60,8 @@ pub(crate) struct TrainerState {
     pub(crate) score: Option<f64>,
     /// Seconds trained.
     pub(crate) seconds: f64,
+    /// Steps whose update was left out.
+    pub(crate) skipped: u64,
     /// The resolved recipe.
     pub(crate) recipe: Value,
     /// blake3 of each file beside this one; compared before a run goes on from them.
@@ -75,6 +77,7 @@ impl TrainerState {
             processor,
             score: None,
             seconds: 0.0,
+            skipped: 0,
             recipe,
             files: BTreeMap::new(),
         }

@@ -4,11 +4,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use vela_client::{ClientOptions, RemoteSource, TlsOptions, Token};
-use vela_dataset::{BlendPart, Dataset, LocalSource, Partition, Weight};
-use vela_models::VlmConfig;
-use vela_types::{Batch, BatchSource, BatchSpec, Position, ProcessorSummary};
+use vela_dataset::{BlendPart, Dataset, LocalSource, MicroExtents, Partition, Weight};
+use vela_models::{Vlm, VlmConfig};
+use vela_types::{Batch, BatchSource, BatchSpec, DatasetInfo, Position, ProcessorSummary};
 
 use crate::error::TrainError;
+use crate::features::{FeatureMode, tower_fingerprint};
+use crate::groups::Component;
 use crate::recipe::{DataPlace, RemotePlace};
 
 const VALIDATION_PREFETCH_BYTES: usize = 16 << 20;
@@ -22,26 +24,43 @@ pub(crate) struct Limits {
     pub(crate) max_batch_bytes: u64,
 }
 
+/// A stream of batches, and how large its micro-batches get.
+pub(crate) struct OpenSource {
+    pub(crate) source: Box<dyn BatchSource>,
+    pub(crate) largest: MicroExtents,
+}
+
 /// Opens the stream the recipe names: shards in this process, or a loader. Both give equal batches.
-pub(crate) fn open_source(
-    place: &DataPlace,
-    spec: BatchSpec,
-    limits: Limits,
-) -> Result<Box<dyn BatchSource>, TrainError> {
+pub(crate) fn open_source(place: &DataPlace, spec: BatchSpec, limits: Limits) -> Result<OpenSource, TrainError> {
     match place {
         DataPlace::Shards(parts) => {
             let place = parts.iter().map(|part| part.shards.as_str()).collect::<Vec<_>>().join(", ");
             let fault = |source| TrainError::Shards { place: place.clone(), source: Box::new(source) };
             let dataset = Dataset::open_blend(parts).map_err(fault)?.with_max_batch_bytes(limits.max_batch_bytes);
             let whole = Partition { rank: 0, world: 1 };
-            Ok(Box::new(LocalSource::new(Arc::new(dataset), spec, whole, limits.prefetch_bytes).map_err(fault)?))
+            let largest = dataset.largest_micro_batch(&spec, whole).map_err(fault)?;
+            let source = LocalSource::new(Arc::new(dataset), spec, whole, limits.prefetch_bytes).map_err(fault)?;
+            Ok(OpenSource { source: Box::new(source), largest })
         }
         DataPlace::Loader(remote) => {
             let fault = |source| TrainError::Loader { address: remote.address.clone(), source: Box::new(source) };
             let options = client_options(remote, limits)?;
-            Ok(Box::new(RemoteSource::connect_with(&remote.address, spec, 0, 1, options).map_err(fault)?))
+            let source = RemoteSource::connect_with(&remote.address, spec.clone(), 0, 1, options).map_err(fault)?;
+            let largest = bound_of(&spec, source.info());
+            Ok(OpenSource { source: Box::new(source), largest })
         }
     }
+}
+
+/// What a loader's micro-batches may come to. It tells no lengths, so rows count as full, and have the packing's images
+/// or, where samples are not packed, as many as a sample has on average, rounded up.
+fn bound_of(spec: &BatchSpec, info: &DatasetInfo) -> MicroExtents {
+    let rows = u64::from(spec.micro_batch.min(spec.global_batch));
+    let of_a_row = match spec.packing {
+        Some(packing) => u64::from(packing.max_images),
+        None => info.num_images.div_ceil(info.num_samples.max(1)),
+    };
+    MicroExtents { rows, columns: u64::from(spec.max_length), images: rows * of_a_row }
 }
 
 /// The client's options with the files that the recipe names read.
@@ -61,12 +80,33 @@ fn client_options(remote: &RemotePlace, limits: Limits) -> Result<ClientOptions,
 pub(crate) fn check_processor(processor: &ProcessorSummary, data: &ProcessorSummary) -> Result<(), TrainError> {
     let remedy = "set `model.processor` to the folder the shards were built with, or build them again";
     let mismatch = |what, model: String, data: String| Err(TrainError::Mismatch { what, model, data, remedy });
+    let features = FeatureMode::parse(&data.image_mode);
+    let image_mode = features.map_or_else(|| data.image_mode.clone(), |features| features.pixels);
     match () {
-        () if processor.image_mode != data.image_mode => {
-            mismatch("image mode of the processor", processor.image_mode.clone(), data.image_mode.clone())
+        () if processor.image_mode != image_mode => {
+            mismatch("image mode of the processor", processor.image_mode.clone(), image_mode)
         }
         () if processor.fingerprint != data.fingerprint => {
             mismatch("processor", processor.fingerprint.short(), data.fingerprint.short())
+        }
+        () => Ok(()),
+    }
+}
+
+/// Refuses features that another tower made, that have not its extents, or that were made by a tower which learns now.
+pub(crate) fn check_features(model: &Vlm, data: &ProcessorSummary) -> Result<(), TrainError> {
+    let Some(mode) = FeatureMode::parse(&data.image_mode) else { return Ok(()) };
+    let remedy = "encode the data with this model, or train from pixels";
+    let mismatch = |what, model: String, data: String| Err(TrainError::Mismatch { what, model, data, remedy });
+    if model.params().trainable().any(|(name, _)| Component::of(name) == Some(Component::VisionTower)) {
+        return mismatch("vision tower", "one that learns".to_owned(), "features of one that does not".to_owned());
+    }
+    let tower = tower_fingerprint(model)?;
+    let expected = mode.summary(data, model.config()).image_shape;
+    match () {
+        () if tower != mode.tower => mismatch("vision tower of the features", tower.short(), mode.tower.short()),
+        () if expected != data.image_shape => {
+            mismatch("features of an image", format!("{expected:?}"), format!("{:?}", data.image_shape))
         }
         () => Ok(()),
     }
@@ -119,7 +159,7 @@ pub(crate) fn open_validation(
     let spec = BatchSpec { global_batch: spec.micro_batch, ..order };
     let limits = Limits { prefetch_bytes: VALIDATION_PREFETCH_BYTES, ..limits };
     let part = BlendPart { shards: shards.to_owned(), weight: Weight::ONE };
-    open_source(&DataPlace::Shards(vec![part]), spec, limits)
+    open_source(&DataPlace::Shards(vec![part]), spec, limits).map(|open| open.source)
 }
 
 /// The next micro-batch, which must be the one at `position`: a stream that skips or repeats is an error.

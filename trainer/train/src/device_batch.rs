@@ -6,9 +6,10 @@
 
 use candle_core::{Device, Tensor};
 use vela_models::ModelBatch;
-use vela_types::{Batch, HostTensor, ImageNormalization};
+use vela_types::{Batch, HostTensor, ImageNormalization, ProcessorSummary};
 
 use crate::error::TrainError;
+use crate::features::{FeatureMode, FeatureType};
 
 /// One table per channel: the f32 a u8 pixel becomes. Computed in the order of Hugging Face's image processors: times
 /// `rescale_factor` in f64, rounded to f32, then minus mean and over deviation in f32.
@@ -39,17 +40,53 @@ impl PixelTable {
     }
 }
 
-/// Copies a micro-batch to `device` and normalises its pixels.
+/// What the images of a stream are, and so what the model's tower does with them.
+#[derive(Clone, Debug)]
+pub(crate) enum ImageInput {
+    /// Pixels, to be normalised.
+    Pixels(PixelTable),
+    /// The tower's features: it does nothing.
+    Features(FeatureType),
+}
+
+impl ImageInput {
+    /// What data of the processor summary `data` holds, read with a processor that normalises as `pixels` has it.
+    pub(crate) fn of(data: &ProcessorSummary, pixels: &PixelTable) -> Self {
+        match FeatureMode::parse(&data.image_mode) {
+            Some(mode) => Self::Features(mode.dtype),
+            None => Self::Pixels(pixels.clone()),
+        }
+    }
+
+    pub(crate) fn is_features(&self) -> bool {
+        matches!(self, Self::Features(_))
+    }
+
+    /// Stored images as the tensor that the model takes: `[N, C, H, W]` of pixels, `[N, image tokens, width]` of features.
+    fn apply(&self, bytes: &[u8], shape_NCHW: &[usize], device: &Device) -> Result<Tensor, TrainError> {
+        match (self, shape_NCHW) {
+            (Self::Features(dtype), &[images, _, tokens, _]) => {
+                let values = dtype.to_values(bytes);
+                let width = values.len() / (images * tokens).max(1);
+                Ok(Tensor::from_vec(values, (images, tokens, width), device)?)
+            }
+            (Self::Features(_), _) => Err(candle_core::Error::Msg(format!("images of extents {shape_NCHW:?}")).into()),
+            (Self::Pixels(pixels), _) => pixels.apply(bytes, shape_NCHW, device),
+        }
+    }
+}
+
+/// Copies a micro-batch to `device` and makes its images what the model takes.
 pub(crate) fn to_model_batch(
     batch: &Batch,
     image_tokens: u32,
-    pixels: &PixelTable,
+    images: &ImageInput,
     device: &Device,
 ) -> Result<ModelBatch, TrainError> {
     let (_, columns) = batch.rows_and_columns();
-    let images = batch.pixels.shape();
-    let pixels_NCHW = match images.first() {
-        Some(&count) if count > 0 => Some(pixels.apply(batch.pixels.data(), images, device)?),
+    let extents = batch.pixels.shape();
+    let pixels_NCHW = match extents.first() {
+        Some(&count) if count > 0 => Some(images.apply(batch.pixels.data(), extents, device)?),
         _ => None,
     };
     let first_rows = batch.image_spans.iter().map(|span| span.row * columns as u32 + span.start);

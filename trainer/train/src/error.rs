@@ -30,6 +30,14 @@ pub enum TrainError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// Metrics cannot be shown where the recipe says.
+    #[error("metrics cannot be shown at `{address}` (`logging.metrics`)")]
+    Metrics {
+        /// The address.
+        address: String,
+        /// What the system said.
+        source: std::io::Error,
+    },
     /// The shard set cannot be opened or read.
     #[error("shards `{place}` cannot be used")]
     Shards {
@@ -120,17 +128,19 @@ pub enum TrainError {
         faults: Vec<String>,
     },
     /// A loss or gradient is NaN or infinite.
-    #[error("step {step}: {what} is {value}; the step's samples are {}; lower the learning rate or look at them with \
-             `pipeline preview`", samples.join(", "))]
+    #[error("step {step}: {what} is {value}, and {limit}; the step's samples are {}; lower the learning rate or look at \
+             them with `pipeline preview`", samples.join(", "))]
     NonFinite {
         /// One-based optimizer step.
         step: u64,
-        /// `the loss` or `the gradient norm`.
-        what: &'static str,
+        /// `the loss`, or the gradient of a parameter.
+        what: String,
         /// What it is.
-        value: f64,
+        value: String,
         /// Ids of the samples of the step.
         samples: Vec<String>,
+        /// Why it is not left out.
+        limit: String,
     },
     /// A stream gave another batch than the one that comes next, or a misshapen one.
     #[error("batch at epoch {}, step {}, micro-batch {}: expected {expected}, found {found}",
@@ -161,6 +171,28 @@ pub enum TrainError {
         /// The folder.
         path: PathBuf,
     },
+    /// A shard set cannot be encoded.
+    #[error("shards `{place}` cannot be encoded")]
+    Encode {
+        /// The shard set that is read, or the one that is written.
+        place: String,
+        /// The account of the part's owner.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// Told to stop before the work was done.
+    #[error("stopped: {what}")]
+    Stopped {
+        /// What is there, and how to go on.
+        what: &'static str,
+    },
+    /// A file of a run folder cannot be read.
+    #[error("`{}` is not the file of a run: {fault}", path.display())]
+    RunFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        fault: String,
+    },
     /// A fresh run would overwrite another.
     #[error("run folder `{}` already holds a run; pass `--resume auto` to continue it or set another `run.output`",
             path.display())]
@@ -182,6 +214,7 @@ impl TrainError {
             self,
             Self::Config(_)
                 | Self::Recipe { .. }
+                | Self::Metrics { .. }
                 | Self::Shards { .. }
                 | Self::Processor { .. }
                 | Self::Question(_)
@@ -190,6 +223,8 @@ impl TrainError {
                 | Self::Mismatch { .. }
                 | Self::Checkpoint { .. }
                 | Self::OutputTaken { .. }
+                | Self::RunFile { .. }
+                | Self::Encode { .. }
                 | Self::RunFolderTaken { .. }
         )
     }

@@ -1,11 +1,11 @@
-//! Which parts of the model a recipe trains.
+//! The parts of a model, and how much of it learns.
 
 use std::fmt;
 use std::str::FromStr;
 
 use crate::error::TrainError;
 
-/// A part of the model with its own learning rate. Parameters belong to it by their Hugging Face name.
+/// A part of the model. Parameters belong to it by their Hugging Face name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Component {
     /// `multi_modal_projector.*`
@@ -14,11 +14,13 @@ pub enum Component {
     LanguageModel,
     /// `vision_tower.*`
     VisionTower,
+    /// `*.lora_A.*` and `*.lora_B.*`, wherever they stand.
+    Lora,
 }
 
 impl Component {
     /// Every component, in the order of reports.
-    pub const ALL: [Self; 3] = [Self::Projector, Self::LanguageModel, Self::VisionTower];
+    pub const ALL: [Self; 4] = [Self::Projector, Self::LanguageModel, Self::VisionTower, Self::Lora];
 
     /// The name recipes and metrics use.
     pub const fn as_str(self) -> &'static str {
@@ -26,11 +28,20 @@ impl Component {
             Self::Projector => "projector",
             Self::LanguageModel => "language_model",
             Self::VisionTower => "vision_tower",
+            Self::Lora => "lora",
         }
+    }
+
+    /// The component that recipes call `name`.
+    pub(crate) fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|component| component.as_str() == name)
     }
 
     /// The component of a parameter; `None` if the name belongs to none.
     pub fn of(name: &str) -> Option<Self> {
+        if name.contains(".lora_A.") || name.contains(".lora_B.") {
+            return Some(Self::Lora);
+        }
         match name.split('.').next() {
             Some("multi_modal_projector") => Some(Self::Projector),
             Some("language_model") => Some(Self::LanguageModel),
@@ -47,15 +58,20 @@ pub enum TrainType {
     FreezeVisionAndLlm,
     /// Stage 2: projector and language model.
     FreezeVision,
+    /// Projector, and low-rank adapters of the linear layers that the recipe names.
+    Lora,
     /// Everything.
     Full,
 }
 
 impl TrainType {
+    const ALL: [Self; 4] = [Self::FreezeVisionAndLlm, Self::FreezeVision, Self::Lora, Self::Full];
+
     const fn as_str(self) -> &'static str {
         match self {
             Self::FreezeVisionAndLlm => "freeze_vision_and_llm",
             Self::FreezeVision => "freeze_vision",
+            Self::Lora => "lora",
             Self::Full => "full",
         }
     }
@@ -64,8 +80,9 @@ impl TrainType {
     pub fn trains(self, component: Component) -> bool {
         match component {
             Component::Projector => true,
-            Component::LanguageModel => self != Self::FreezeVisionAndLlm,
+            Component::LanguageModel => matches!(self, Self::FreezeVision | Self::Full),
             Component::VisionTower => self == Self::Full,
+            Component::Lora => self == Self::Lora,
         }
     }
 }
@@ -80,11 +97,9 @@ impl FromStr for TrainType {
     type Err = TrainError;
 
     fn from_str(text: &str) -> Result<Self, TrainError> {
-        let supported = [Self::FreezeVisionAndLlm, Self::FreezeVision, Self::Full];
-        supported.into_iter().find(|train_type| train_type.as_str() == text).ok_or_else(|| {
-            let names = supported.map(|train_type| format!("`{train_type}`")).join(", ");
-            let later = if text == "lora" { "; `lora` arrives later" } else { "" };
-            let expected = format!("one of {names}{later}");
+        Self::ALL.into_iter().find(|train_type| train_type.as_str() == text).ok_or_else(|| {
+            let names = Self::ALL.map(|train_type| format!("`{train_type}`")).join(", ");
+            let expected = format!("one of {names}");
             TrainError::Recipe { key: "train_type".to_owned(), expected, found: text.to_owned() }
         })
     }

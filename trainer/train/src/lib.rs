@@ -3,38 +3,60 @@
 //! read raw data, to know a model's insides, and to go on from a checkpoint, a model or a processor that does not belong
 //! to the data.
 
+mod answerer;
+mod chart;
 mod chat;
 mod checkpoint;
 mod data;
 mod device_batch;
+mod dry_step;
+mod encode;
 mod error;
 mod export;
+mod features;
+mod flops;
 mod gradient_check;
 mod groups;
+mod guard;
 mod init;
+mod memory;
 mod metrics;
 mod model_folder;
+mod open;
 mod optimizer;
+mod parameter_groups;
 mod plot;
 mod recipe;
+mod report;
+mod run_card;
 mod run_folder;
+mod samples;
 mod schedule;
 mod step;
+mod step_log;
 mod stopwatch;
+mod tensorboard;
 mod trainer;
 mod validation;
+mod watch;
 
-pub use chat::{Answer, Chat, ProcessedQuestion, Question};
+pub use self::metrics::{StepMetrics, read_metrics};
+pub use answerer::{Answer, ProcessedQuestion, Question};
+pub use chat::Chat;
+pub use encode::{EncodeOptions, EncodeReport, encode};
 pub use error::TrainError;
 pub use export::{ExportForm, ExportPlan, ExportReport, export};
+pub use features::FeatureType;
 pub use groups::{Component, TrainType};
+pub use guard::SkippedStep;
 pub use init::{InitPlan, InitReport, init};
-pub use metrics::{Rates, StepMetrics, read_metrics};
 pub use plot::loss_svg;
 pub use recipe::{
-    RawBatch, RawCheckpoint, RawData, RawGroup, RawGroups, RawLogging, RawModel, RawOptimizer, RawPacking, RawRecipe,
-    RawRun, RawSchedule, Recipe,
+    NonFinitePolicy, RawBatch, RawCheckpoint, RawData, RawGroup, RawGuard, RawLogging, RawLora, RawModel, RawOptimizer,
+    RawPacking, RawQuestion, RawRecipe, RawRun, RawSamples, RawSchedule, Recipe,
 };
+pub use report::{ReportFile, write_report};
 pub use run_folder::Resume;
-pub use schedule::Schedule;
+pub use samples::{SampleAnswer, SampleAnswers, read_answers};
+pub use schedule::{DecayShape, Schedule, ScheduleKind};
 pub use trainer::{TrainReport, train};

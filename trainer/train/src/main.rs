@@ -1,4 +1,4 @@
-//! The `trainer` command: train a recipe, ask a trained model, make and export model folders.
+//! The `trainer` command: train a recipe, ask a trained model, make and export model folders, report on runs.
 
 mod folders;
 
@@ -7,7 +7,10 @@ use std::process::ExitCode;
 
 use vela_runtime::clap::{self, Args, Parser, Subcommand};
 use vela_runtime::{CommandError, ExitStatus, Outcome, Shutdown, run_command};
-use vela_train::{Chat, Question, Recipe, Resume, TrainError, TrainReport, train};
+use vela_train::{
+    Chat, EncodeOptions, EncodeReport, FeatureType, Question, Recipe, Resume, TrainError, TrainReport, encode, train,
+    write_report,
+};
 use vela_types::ImageRef;
 
 use crate::folders::{ExportFlags, InitFlags, run_export, run_init};
@@ -41,6 +44,14 @@ enum Command {
     #[command(after_help = "Examples:\n  trainer export --model runs/stage2/checkpoints/step-500 --output export \
         --dtype bf16\n  trainer export --model runs/lora/checkpoints/step-500 --output merged --merge")]
     Export(ExportFlags),
+    /// Computes the features of a frozen vision tower for a shard set, as a shard set to train from.
+    #[command(after_help = "Examples:\n  trainer encode --model models/base --shards data/shards/caption \
+        --output data/features/caption\n  trainer train --recipe stage1.toml --set data.shards=data/features/caption")]
+    Encode(EncodeFlags),
+    /// Writes one page about a run, or about the stages of a model: curves, answers, recipe, data, machine.
+    #[command(after_help = "Examples:\n  trainer report --run runs/stage1\n  \
+        trainer report --run runs/stage1 --run runs/stage2 --output model.html")]
+    Report(ReportFlags),
 }
 
 #[derive(Args)]
@@ -78,12 +89,49 @@ struct ChatFlags {
     json: bool,
 }
 
+#[derive(Args)]
+struct EncodeFlags {
+    /// A model folder with its processor, or a run folder.
+    #[arg(long, value_name = "DIR")]
+    model: PathBuf,
+    /// The shard set.
+    #[arg(long, value_name = "URL")]
+    shards: String,
+    /// Where the feature set goes.
+    #[arg(long, value_name = "URL")]
+    output: String,
+    /// How features are stored: `bf16`, or `f32` to train as from pixels bit for bit.
+    #[arg(long, value_name = "TYPE", default_value = "bf16")]
+    dtype: FeatureType,
+    /// Images that go through the tower at once.
+    #[arg(long, value_name = "N", default_value_t = 16)]
+    batch: usize,
+    /// Prints one JSON object as the last line of stdout.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Args)]
+struct ReportFlags {
+    /// A run folder; may be repeated, in the order of the stages.
+    #[arg(long = "run", value_name = "DIR", required = true)]
+    runs: Vec<PathBuf>,
+    /// The page; `report.html` in the last run folder if absent.
+    #[arg(long, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// Prints one JSON object as the last line of stdout.
+    #[arg(long)]
+    json: bool,
+}
+
 fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Train(flags) => run_command(flags.json, |shutdown| run_train(&flags, shutdown)),
         Command::Chat(flags) => run_command(flags.json, |_| run_chat(&flags)),
         Command::Init(flags) => run_command(flags.json, |_| run_init(&flags)),
         Command::Export(flags) => run_command(flags.json, |_| run_export(&flags)),
+        Command::Encode(flags) => run_command(flags.json, |shutdown| run_encode(&flags, shutdown)),
+        Command::Report(flags) => run_command(flags.json, |_| run_report(flags)),
     }
 }
 
@@ -125,6 +173,28 @@ fn run_chat(flags: &ChatFlags) -> Result<Outcome, CommandError> {
     let question = Question::new(images, &flags.question);
     let answer = chat.answer(&question, flags.max_new_tokens).map_err(to_command_error)?;
     Ok(Outcome::done(&answer, answer.answer.clone())?)
+}
+
+fn run_encode(flags: &EncodeFlags, shutdown: &Shutdown) -> Result<Outcome, CommandError> {
+    let EncodeFlags { model, shards, output, dtype, batch, .. } = flags;
+    let (model, shards, output) = (model.clone(), shards.clone(), output.clone());
+    let options = EncodeOptions { model, shards, output, dtype: *dtype, batch: (*batch).max(1) };
+    let report = encode(&options, shutdown).map_err(to_command_error)?;
+    let images_per_second = report.images as f64 / report.seconds.max(1e-9);
+    let EncodeReport { samples, images, bytes, seconds, .. } = &report;
+    let human = format!(
+        "{images} images of {samples} samples in {seconds:.1} s ({images_per_second:.1}/s), {bytes} bytes in `{}`",
+        options.output
+    );
+    Ok(Outcome::done(&report, human)?)
+}
+
+fn run_report(flags: ReportFlags) -> Result<Outcome, CommandError> {
+    let last = flags.runs.last().cloned().unwrap_or_default();
+    let output = flags.output.unwrap_or_else(|| last.join("report.html"));
+    let written = write_report(&flags.runs, &output).map_err(to_command_error)?;
+    let human = format!("{} lines of {} runs in `{}`", written.lines, written.runs, written.report.display());
+    Ok(Outcome::done(&written, human)?)
 }
 
 fn to_command_error(error: TrainError) -> CommandError {

@@ -6,8 +6,8 @@ use candle_core::{Tensor, Var};
 use vela_kernels::{AdamWStep, adamw_step, clip_coefficient, square_sum};
 
 use crate::error::TrainError;
-use crate::groups::Component;
-use crate::recipe::{LearningRates, RawOptimizer};
+use crate::parameter_groups::ParameterGroups;
+use crate::recipe::RawOptimizer;
 
 /// The gradients of one optimizer step by parameter name, summed over its micro-batches.
 #[derive(Default)]
@@ -39,6 +39,17 @@ impl Gradients {
         }
         Ok(total.sqrt())
     }
+
+    /// The first parameter by name whose gradient is not finite throughout, and what its sum of squares is.
+    pub(crate) fn first_non_finite(&self) -> Result<Option<(&str, f64)>, TrainError> {
+        for (name, gradient) in &self.by_name {
+            let sum = square_sum(gradient)?;
+            if !sum.is_finite() {
+                return Ok(Some((name, sum)));
+            }
+        }
+        Ok(None)
+    }
 }
 
 /// One trained parameter with its two running moments (f32, row-major).
@@ -49,31 +60,32 @@ pub(crate) struct Slot {
     pub(crate) exp_avg_sq: Vec<f32>,
     /// Updates made so far: what the moments' bias is corrected by, as PyTorch's `state['step']`.
     pub(crate) steps: u64,
-    component: Component,
+    /// Number of its parameter group.
+    group: usize,
     weight_decay: f64,
 }
 
-/// AdamW with decoupled weight decay (Loshchilov and Hutter 2019, in the form of `torch.optim.AdamW`). A component is a
-/// parameter group with its own learning rate; within it, tensors with fewer than two axes (norms, biases) are not decayed.
+/// AdamW with decoupled weight decay (Loshchilov and Hutter 2019, in the form of `torch.optim.AdamW`). Each parameter group
+/// has its own learning rate and decay; within it, tensors with fewer than two axes (norms, biases) are not decayed.
 pub(crate) struct Optimizer {
     slots: Vec<Slot>,
     settings: RawOptimizer,
-    rates: LearningRates,
+    groups: ParameterGroups,
 }
 
 impl Optimizer {
-    /// Zero moments for the parameters given, kept in the order given.
+    /// Zero moments for the parameters given, each with the number of its group, kept in the order given.
     pub(crate) fn new(
-        trained: impl Iterator<Item = (String, Var, Component)>,
+        trained: impl Iterator<Item = (String, Var, usize)>,
         settings: RawOptimizer,
-        rates: LearningRates,
+        groups: ParameterGroups,
     ) -> Self {
-        let slot = |(name, var, component): (String, Var, Component)| {
+        let slot = |(name, var, group): (String, Var, usize)| {
             let zeros = vec![0.0; var.elem_count()];
-            let weight_decay = if var.rank() >= 2 { settings.weight_decay } else { 0.0 };
-            Slot { exp_avg: zeros.clone(), exp_avg_sq: zeros, steps: 0, name, var, component, weight_decay }
+            let weight_decay = if var.rank() >= 2 { groups.get(group).weight_decay } else { 0.0 };
+            Slot { exp_avg: zeros.clone(), exp_avg_sq: zeros, steps: 0, name, var, group, weight_decay }
         };
-        Self { slots: trained.map(slot).collect(), settings, rates }
+        Self { slots: trained.map(slot).collect(), settings, groups }
     }
 
     /// The trained parameters in order.
@@ -96,7 +108,7 @@ impl Optimizer {
         let [beta1, beta2] = self.settings.betas;
         for slot in &mut self.slots {
             let Some(gradient) = gradients.get(&slot.name) else { continue };
-            let lr = self.rates.of(slot.component) * factor;
+            let lr = self.groups.get(slot.group).lr * factor;
             let eps = self.settings.eps;
             slot.steps += 1;
             let (weight_decay, step) = (slot.weight_decay, slot.steps);
@@ -113,13 +125,18 @@ mod tests {
     use serde_json::Value;
 
     use super::*;
+    use crate::groups::Component;
+
+    fn groups(lr: f64, weight_decay: f64) -> ParameterGroups {
+        ParameterGroups::for_test(&[(Component::Projector, lr)], weight_decay)
+    }
 
     fn floats(value: &Value) -> Vec<f32> {
         value.as_array().expect("a list").iter().map(|number| number.as_f64().expect("a number") as f32).collect()
     }
 
-    fn parameter(name: &str, values: Vec<f32>, shape: &[usize]) -> (String, Var, Component) {
-        (name.to_owned(), Var::from_vec(values, shape, &Device::Cpu).expect("fits"), Component::Projector)
+    fn parameter(name: &str, values: Vec<f32>, shape: &[usize]) -> (String, Var, usize) {
+        (name.to_owned(), Var::from_vec(values, shape, &Device::Cpu).expect("fits"), 0)
     }
 
     fn values(slot: &Slot) -> Vec<f32> {
@@ -135,7 +152,7 @@ mod tests {
         let trained = [parameter("a", matrix, shapes[0]), parameter("b", floats(&golden["start"][1]), shapes[1])];
         let clip_norm = golden["clip_norm"].as_f64().expect("a number");
         let settings = RawOptimizer { betas: [0.9, 0.98], eps: 1e-8, weight_decay: 0.1, clip_norm };
-        let mut optimizer = Optimizer::new(trained.into_iter(), settings, LearningRates::new([1.0, 0.0, 0.0]));
+        let mut optimizer = Optimizer::new(trained.into_iter(), settings, groups(1.0, 0.1));
         for expected in golden["steps"].as_array().expect("steps") {
             let mut gradients = Gradients::default();
             for (index, name) in ["a", "b"].into_iter().enumerate() {
@@ -154,10 +171,10 @@ mod tests {
     }
 
     #[test]
-    fn a_learning_rate_of_a_millionth_moves_a_weight() {
+    fn defect_10_a_learning_rate_of_a_millionth_moves_a_weight() {
         let settings = RawOptimizer { clip_norm: 0.0, ..RawOptimizer::default() };
         let trained = [parameter("a", vec![0.5, -0.5], &[2])];
-        let mut optimizer = Optimizer::new(trained.into_iter(), settings, LearningRates::new([1e-6, 0.0, 0.0]));
+        let mut optimizer = Optimizer::new(trained.into_iter(), settings, groups(1e-6, 0.0));
         let mut gradients = Gradients::default();
         gradients.add("a", Tensor::new(&[0.3f32, 0.3], &Device::Cpu).expect("made")).expect("added");
         optimizer.step(&gradients, 1.0, 1.0).expect("stepped");
@@ -171,7 +188,7 @@ mod tests {
     fn the_first_gradient_of_a_parameter_moves_it_by_the_learning_rate_however_late_it_comes() {
         let trained = [parameter("a", vec![1.0], &[1]), parameter("b", vec![1.0], &[1])];
         let settings = RawOptimizer { clip_norm: 0.0, weight_decay: 0.0, ..RawOptimizer::default() };
-        let mut optimizer = Optimizer::new(trained.into_iter(), settings, LearningRates::new([0.1, 0.0, 0.0]));
+        let mut optimizer = Optimizer::new(trained.into_iter(), settings, groups(0.1, 0.0));
         for names in [&["a"][..], &["a"], &["a", "b"]] {
             let mut gradients = Gradients::default();
             for name in names {
@@ -186,8 +203,7 @@ mod tests {
     #[test]
     fn micro_batches_sum_and_a_parameter_without_gradient_stays() {
         let trained = [parameter("a", vec![1.0], &[1]), parameter("b", vec![1.0], &[1])];
-        let rates = LearningRates::new([0.1, 0.0, 0.0]);
-        let mut optimizer = Optimizer::new(trained.into_iter(), RawOptimizer::default(), rates);
+        let mut optimizer = Optimizer::new(trained.into_iter(), RawOptimizer::default(), groups(0.1, 0.0));
         let mut gradients = Gradients::default();
         for gradient in [3.0f32, 1.0] {
             gradients.add("a", Tensor::new(&[gradient], &Device::Cpu).expect("made")).expect("added");

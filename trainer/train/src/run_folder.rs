@@ -5,9 +5,12 @@ use std::path::{Path, PathBuf};
 
 use crate::checkpoint::Checkpoints;
 use crate::error::TrainError;
-use crate::metrics::{MetricsLog, StepMetrics};
+use crate::guard::SkippedStep;
+use crate::metrics::StepMetrics;
 use crate::plot::loss_svg;
-use crate::recipe::Recipe;
+use crate::recipe::{NonFinitePolicy, Recipe};
+use crate::samples::SampleAnswers;
+use crate::step_log::StepLog;
 
 /// Whether a run continues another.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -30,6 +33,16 @@ impl Resume {
             Some(path) => Self::From(PathBuf::from(path)),
         }
     }
+}
+
+/// What a run leaves step by step.
+pub(crate) struct RunLogs {
+    /// `metrics.jsonl`
+    pub(crate) metrics: StepLog<StepMetrics>,
+    /// `skipped.jsonl`, where steps may be left out.
+    pub(crate) skipped: Option<StepLog<SkippedStep>>,
+    /// `answers.jsonl`, where questions are asked.
+    pub(crate) answers: Option<StepLog<SampleAnswers>>,
 }
 
 /// The run folder of a recipe.
@@ -73,12 +86,22 @@ impl RunFolder {
         }
     }
 
-    /// Writes `recipe.toml` and opens the metrics of a run that stands after `step` steps.
-    pub(crate) fn open(&self, recipe: &Recipe, step: u64) -> Result<MetricsLog, TrainError> {
+    /// Writes `recipe.toml` and opens the logs of a run that stands after `step` steps.
+    pub(crate) fn open(&self, recipe: &Recipe, step: u64) -> Result<RunLogs, TrainError> {
         fs::create_dir_all(&self.path).map_err(TrainError::io("create", &self.path))?;
         let text = toml::to_string(&recipe.resolved()).expect("a checked recipe always has a TOML form");
         write_whole(&self.path.join("recipe.toml"), &text)?;
-        MetricsLog::open(self.metrics_path(), step)
+        let settings = recipe.settings();
+        let skips = settings.guard.non_finite == NonFinitePolicy::Skip;
+        Ok(RunLogs {
+            metrics: StepLog::open(self.metrics_path(), step)?,
+            skipped: skips.then(|| StepLog::open(self.path_of("skipped.jsonl"), step)).transpose()?,
+            answers: settings
+                .samples
+                .is_some()
+                .then(|| StepLog::open(self.path_of("answers.jsonl"), step))
+                .transpose()?,
+        })
     }
 
     /// Draws `loss.svg` anew.
@@ -92,13 +115,23 @@ impl RunFolder {
         self.metrics_path().metadata().is_ok_and(|file| file.len() > 0)
     }
 
+    /// A file or folder of the run.
+    pub(crate) fn path_of(&self, name: &str) -> PathBuf {
+        self.path.join(name)
+    }
+
+    /// Writes a file of the run; readers see the old one or the new one.
+    pub(crate) fn write(&self, name: &str, text: &str) -> Result<(), TrainError> {
+        write_whole(&self.path_of(name), text)
+    }
+
     fn metrics_path(&self) -> PathBuf {
-        self.path.join("metrics.jsonl")
+        self.path_of("metrics.jsonl")
     }
 }
 
 /// Readers see the old file or the new one.
-fn write_whole(path: &Path, text: &str) -> Result<(), TrainError> {
+pub(crate) fn write_whole(path: &Path, text: &str) -> Result<(), TrainError> {
     let partial = path.with_extension("partial");
     fs::write(&partial, text).map_err(TrainError::io("write", &partial))?;
     fs::rename(&partial, path).map_err(TrainError::io("replace", path))

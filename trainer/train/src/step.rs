@@ -8,9 +8,11 @@ use vela_models::Vlm;
 use vela_types::{Batch, BatchSource, IGNORE_LABEL, Position};
 
 use crate::data::next_batch;
-use crate::device_batch::{PixelTable, to_model_batch};
+use crate::device_batch::{ImageInput, to_model_batch};
 use crate::error::TrainError;
+use crate::flops::{StepSize, causal_pairs};
 use crate::gradient_check::GradientCheck;
+use crate::guard::{Guard, SkippedStep};
 use crate::optimizer::{Gradients, Optimizer};
 use crate::schedule::Schedule;
 
@@ -23,11 +25,11 @@ pub(crate) struct StepReport {
     /// The schedule's factor on every learning rate.
     pub(crate) factor: f64,
     pub(crate) num_samples: u64,
-    pub(crate) num_tokens: u64,
-    pub(crate) num_label_tokens: u64,
-    pub(crate) num_images: u64,
+    pub(crate) size: StepSize,
     pub(crate) data_wait: Duration,
-    sample_ids: Vec<String>,
+    /// The update was left out, since loss or gradient were not finite.
+    pub(crate) skipped: Option<SkippedStep>,
+    pub(crate) sample_ids: Vec<String>,
 }
 
 /// What a step needs and changes.
@@ -36,19 +38,23 @@ pub(crate) struct Stepper {
     pub(crate) optimizer: Optimizer,
     pub(crate) schedule: Schedule,
     pub(crate) source: Box<dyn BatchSource>,
-    pub(crate) pixels: PixelTable,
+    pub(crate) images: ImageInput,
     pub(crate) gradient_check: GradientCheck,
+    pub(crate) guard: Guard,
 }
 
 impl Stepper {
     /// Runs zero-based optimizer step `step`, whose batches begin at `position`, and updates the weights.
     pub(crate) fn train_step(&mut self, step: u64, position: Position) -> Result<StepReport, TrainError> {
         let (gradients, mut report) = self.forward_backward(position)?;
-        report.refuse_non_finite(step, "the loss", report.loss)?;
-        self.gradient_check.check_step(&self.model, &gradients, report.num_images > 0)?;
-        report.grad_norm = gradients.norm()?;
-        report.refuse_non_finite(step, "the gradient norm", report.grad_norm)?;
         report.factor = self.schedule.factor(step);
+        report.grad_norm = gradients.norm()?;
+        if let Some((what, value)) = find_non_finite(&report, &gradients)? {
+            let (step, value, samples) = (step + 1, value.to_string(), report.sample_ids.clone());
+            report.skipped = Some(self.guard.admit(SkippedStep { step, what, value, samples })?);
+            return Ok(report);
+        }
+        self.gradient_check.check_step(&self.model, &gradients, report.size.images > 0)?;
         self.optimizer.step(&gradients, report.factor, report.grad_norm)?;
         Ok(report)
     }
@@ -75,7 +81,7 @@ impl Stepper {
     /// One micro-batch: its share of the step's loss; its gradients are added to `gradients`.
     fn backward(&mut self, batch: &Batch, gradients: &mut Gradients) -> Result<f64, TrainError> {
         let image_tokens = self.model.image_tokens() as u32;
-        let inputs = to_model_batch(batch, image_tokens, &self.pixels, self.model.device())?;
+        let inputs = to_model_batch(batch, image_tokens, &self.images, self.model.device())?;
         let share = 1.0 / batch.step_label_tokens as f64;
         let (loss, tape) = Tape::record(|| self.model.loss(&inputs));
         let loss = loss?;
@@ -108,16 +114,27 @@ impl StepReport {
         let valid = batch.samples.iter().filter(|slot| slot.valid);
         self.sample_ids.extend(valid.map(|slot| slot.id.clone()));
         self.num_samples = self.sample_ids.len() as u64;
-        self.num_tokens += real as u64;
-        self.num_label_tokens = batch.step_label_tokens;
-        self.num_images += batch.image_spans.len() as u64;
+        let (_, columns) = batch.rows_and_columns();
+        self.size.tokens += real as u64;
+        self.size.label_tokens = batch.step_label_tokens;
+        self.size.images += batch.image_spans.len() as u64;
+        self.size.pairs += batch.document_ids.to_i32().map_or(0, |documents| causal_pairs(&documents, columns));
         Ok(())
     }
+}
 
-    fn refuse_non_finite(&self, step: u64, what: &'static str, value: f64) -> Result<(), TrainError> {
-        match value.is_finite() {
-            true => Ok(()),
-            false => Err(TrainError::NonFinite { step: step + 1, what, value, samples: self.sample_ids.clone() }),
-        }
+/// What is not finite, and its value.
+fn find_non_finite(report: &StepReport, gradients: &Gradients) -> Result<Option<(String, f64)>, TrainError> {
+    if !report.loss.is_finite() {
+        return Ok(Some(("the loss".to_owned(), report.loss)));
     }
+    if report.grad_norm.is_finite() {
+        return Ok(None);
+    }
+    let first = gradients.first_non_finite()?;
+    Ok(Some(match first {
+        Some((name, value)) => (format!("the gradient of `{name}`"), value),
+        // Each is finite, their sum is not.
+        None => ("the gradient norm".to_owned(), report.grad_norm),
+    }))
 }

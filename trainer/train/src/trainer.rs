@@ -1,27 +1,37 @@
-//! The run: open everything a recipe names, step until done or told to stop, leave a checkpoint.
+//! The run: step until done or told to stop, watch what happens, leave a checkpoint.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+use std::time::Instant;
 
-use candle_core::Device;
 use serde::Serialize;
-use vela_models::{Fresh, Layout, ModelPreset, Vlm, VlmConfig};
-use vela_processor::{Processor, ProcessorOptions};
+use vela_dataset::MicroExtents;
+use vela_processor::Processor;
 use vela_runtime::{Progress, Shutdown};
-use vela_types::{BatchSource, BatchSpec, Cursor, Position, ProcessorSummary};
+use vela_types::{BatchSpec, Cursor, Position};
 
-use crate::checkpoint::{TrainerState, load_moments};
-use crate::data::{check_max_length, check_model, check_processor, open_source, open_validation};
-use crate::device_batch::PixelTable;
+use crate::answerer::Answerer;
+use crate::checkpoint::TrainerState;
+use crate::data::{
+    OpenSource, check_features, check_max_length, check_model, check_processor, open_source, open_validation,
+};
+use crate::device_batch::{ImageInput, PixelTable};
+use crate::dry_step::dry_step;
 use crate::error::TrainError;
+use crate::flops::FlopCount;
 use crate::gradient_check::GradientCheck;
-use crate::groups::Component;
-use crate::metrics::{MetricsLog, Rates, StepMetrics};
-use crate::optimizer::Optimizer;
-use crate::recipe::{Recipe, WeightOrigin};
-use crate::run_folder::{Resume, RunFolder};
+use crate::guard::{Guard, SkippedStep};
+use crate::memory::{MemoryEstimate, free_memory, in_mib, process_memory};
+use crate::metrics::StepMetrics;
+use crate::open::{open_model, open_optimizer, open_processor, open_saved, open_state};
+use crate::recipe::Recipe;
+use crate::report::write_report;
+use crate::run_card::{RUN_CARD, RunCard};
+use crate::run_folder::{Resume, RunFolder, RunLogs};
+use crate::samples::answer_samples;
 use crate::step::{StepReport, Stepper};
 use crate::stopwatch::Stopwatch;
 use crate::validation::validation_loss;
+use crate::watch::Watch;
 
 /// What a run did; the JSON object of `trainer train`.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -59,10 +69,14 @@ pub fn train(recipe: &Recipe, resume: &Resume, shutdown: &Shutdown) -> Result<Tr
 struct Trainer {
     recipe: Recipe,
     folder: RunFolder,
-    metrics: MetricsLog,
+    logs: RunLogs,
+    watch: Watch,
+    /// Of the processor, for validation and answers.
+    pixels: PixelTable,
     processor: Processor,
     stepper: Stepper,
     spec: BatchSpec,
+    largest: MicroExtents,
     state: TrainerState,
     steps_per_epoch: u64,
     newest: Option<PathBuf>,
@@ -87,17 +101,22 @@ impl Trainer {
         check_model(model.config(), processor.summary())?;
         check_max_length(model.config(), recipe.settings().batch.max_length)?;
         let spec = recipe.batch_spec(model.image_tokens() as u32);
-        let mut source = open_source(recipe.data(), spec.clone(), recipe.limits())?;
+        let OpenSource { mut source, largest } = open_source(recipe.data(), spec.clone(), recipe.limits())?;
         check_processor(processor.summary(), &source.info().processor)?;
+        check_features(&model, &source.info().processor)?;
         let steps_per_epoch = source.steps_per_epoch();
         let schedule = recipe.schedule(recipe.total_steps(steps_per_epoch)?)?;
         let mut optimizer = open_optimizer(recipe, &model);
         let state = open_state(recipe, &processor, source.as_mut(), &mut optimizer, saved)?;
-        let metrics = folder.open(recipe, state.step)?;
+        let logs = folder.open(recipe, state.step)?;
         let pixels = PixelTable::new(&processor.summary().normalization);
+        let images = ImageInput::of(&source.info().processor, &pixels);
+        let flops = FlopCount::new(&model, images.is_features());
+        let watch = Watch::open(&recipe.settings().logging, (&model, flops), &folder, state.step + 1)?;
+        let guard = Guard::new(&recipe.settings().guard, state.skipped);
         let gradient_check = GradientCheck::default();
         Ok(Self {
-            stepper: Stepper { model, optimizer, schedule, source, pixels, gradient_check },
+            stepper: Stepper { model, optimizer, schedule, source, images, gradient_check, guard },
             recipe: recipe.clone(),
             seconds_before: state.seconds,
             newest: checkpoint,
@@ -106,9 +125,12 @@ impl Trainer {
             whole: Stopwatch::start(),
             losses: (0.0, 0),
             folder,
-            metrics,
+            logs,
+            watch,
+            pixels,
             processor,
             spec,
+            largest,
             state,
             steps_per_epoch,
         })
@@ -116,21 +138,49 @@ impl Trainer {
 
     fn run(mut self, shutdown: &Shutdown) -> Result<TrainReport, TrainError> {
         let progress = self.start_progress();
+        self.prepare(&progress)?;
         while !self.is_done() && !shutdown.requested() {
             let report = self.train_step()?;
-            let due = self.checkpoint_is_due();
-            let validation = if due { self.validate()? } else { None };
-            self.log(&report, validation, &progress)?;
-            if due {
-                self.save_checkpoint(validation)?;
-            }
+            self.after_step(report, &progress)?;
         }
         if self.saved_step != self.state.step {
             self.save_checkpoint(None)?;
         }
         progress.finish();
-        self.folder.write_plot(self.metrics.lines())?;
+        self.folder.write_plot(self.logs.metrics.lines())?;
+        let folder = self.recipe.output().to_owned();
+        write_report(std::slice::from_ref(&folder), &folder.join("report.html"))?;
         Ok(self.report())
+    }
+
+    /// Before the first step of this process: what memory it will want, the largest micro-batch, the first answers.
+    fn prepare(&mut self, progress: &Progress) -> Result<(), TrainError> {
+        let (prefetch, encoded) = (self.recipe.limits().prefetch_bytes as u64, self.stepper.images.is_features());
+        let estimate = MemoryEstimate::new(&self.stepper.model, self.largest, prefetch, encoded);
+        progress.note(&estimate.describe());
+        let Stepper { model, source, schedule, .. } = &self.stepper;
+        let steps = (schedule.total_steps(), self.steps_per_epoch);
+        let card = RunCard::new(steps, source.info(), model, self.watch.peak, &estimate);
+        self.folder.write(RUN_CARD, &card.to_json())?;
+        self.watch.introduce(progress);
+        if let Some(free) = free_memory().filter(|&free| free < estimate.total()) {
+            let remedy = "lower `batch.micro` or `batch.max_length`";
+            progress.note(&format!("warning: only {} of memory are free; {remedy}", in_mib(free)));
+        }
+        if self.recipe.settings().guard.dry_step && !self.is_done() {
+            let period = dry_step(&self.stepper.model, self.largest, encoded)?;
+            let MicroExtents { rows, columns, images } = self.largest;
+            let held = process_memory().map_or(String::new(), |(_, most)| format!(", {} of memory", in_mib(most)));
+            let seconds = period.as_secs_f64();
+            progress.note(&format!(
+                "largest micro-batch tried: {rows} rows of {columns} tokens, {images} images: {seconds:.2} s{held}"
+            ));
+        }
+        if self.state.step == 0 {
+            self.answer_samples(progress)?;
+        }
+        (self.stretch, self.whole) = (Stopwatch::start(), Stopwatch::start());
+        Ok(())
     }
 
     fn is_done(&self) -> bool {
@@ -141,15 +191,46 @@ impl Trainer {
         self.is_done() || self.state.step.is_multiple_of(self.recipe.settings().checkpoint.every)
     }
 
+    /// Whether something is due that happens every so many steps, and at each checkpoint.
+    fn is_due(&self, every: Option<u64>) -> bool {
+        self.checkpoint_is_due() || every.is_some_and(|every| self.state.step.is_multiple_of(every))
+    }
+
     /// One optimizer step; the state then points at the next.
     fn train_step(&mut self) -> Result<StepReport, TrainError> {
         let Cursor { epoch, step, .. } = self.state.cursor;
         let report = self.stepper.train_step(self.state.step, Position { epoch, step, micro: 0 })?;
         self.state.step += 1;
         self.state.cursor = self.cursor_after(self.state.step);
-        self.losses = (self.losses.0 + report.loss, self.losses.1 + 1);
         [&mut self.stretch, &mut self.whole].into_iter().for_each(|watch| watch.count(&report));
         Ok(report)
+    }
+
+    /// What is due after a step: validation, answers, a metrics line, a checkpoint.
+    fn after_step(&mut self, report: StepReport, progress: &Progress) -> Result<(), TrainError> {
+        let started = Instant::now();
+        let settings = self.recipe.settings();
+        let answers_every = settings.samples.as_ref().and_then(|samples| samples.every);
+        let validation = if self.is_due(settings.logging.validate_every) { self.validate()? } else { None };
+        if self.is_due(answers_every) {
+            self.answer_samples(progress)?;
+        }
+        self.pause_since(started);
+        match report.skipped {
+            Some(skipped) => self.note_skipped(skipped, progress)?,
+            None => self.log(&report, validation, progress)?,
+        }
+        progress.inc(1);
+        let started = Instant::now();
+        if self.checkpoint_is_due() {
+            self.save_checkpoint(validation)?;
+        }
+        self.pause_since(started);
+        Ok(())
+    }
+
+    fn pause_since(&mut self, started: Instant) {
+        [&mut self.stretch, &mut self.whole].into_iter().for_each(|watch| watch.pause(started.elapsed()));
     }
 
     fn cursor_after(&self, steps: u64) -> Cursor {
@@ -160,44 +241,63 @@ impl Trainer {
     fn validate(&mut self) -> Result<Option<f64>, TrainError> {
         let Some(shards) = &self.recipe.settings().data.validation else { return Ok(None) };
         let mut source = open_validation(shards, &self.spec, self.recipe.limits())?;
-        check_processor(self.processor.summary(), &source.info().processor)?;
-        validation_loss(&self.stepper.model, source.as_mut(), &self.spec, &self.stepper.pixels).map(Some)
+        let (model, data) = (&self.stepper.model, &source.info().processor);
+        check_processor(self.processor.summary(), data)?;
+        check_features(model, data)?;
+        let images = ImageInput::of(data, &self.pixels);
+        validation_loss(model, source.as_mut(), &self.spec, &images).map(Some)
+    }
+
+    fn answer_samples(&mut self, progress: &Progress) -> Result<(), TrainError> {
+        let (Some(samples), Some(log)) = (&self.recipe.settings().samples, &mut self.logs.answers) else {
+            return Ok(());
+        };
+        let answerer = Answerer { processor: &self.processor, model: &self.stepper.model, pixels: &self.pixels };
+        let line = answer_samples(samples, answerer, self.state.step)?;
+        for said in &line.answers {
+            progress.note(&format!("after step {}: {} -> {}", line.step, said.question, said.answer));
+        }
+        log.push(line)
+    }
+
+    fn note_skipped(&mut self, skipped: SkippedStep, progress: &Progress) -> Result<(), TrainError> {
+        let SkippedStep { step, what, value, samples } = &skipped;
+        let samples = samples.join(", ");
+        progress.note(&format!("step {step} is left out: {what} is {value}; its samples are {samples}"));
+        self.state.skipped += 1;
+        self.logs.skipped.as_mut().map_or(Ok(()), |log| log.push(skipped))
     }
 
     /// Writes a metrics line if one is due: every `logging.every` steps, at the first and last, and with a validation.
     fn log(&mut self, report: &StepReport, validation: Option<f64>, progress: &Progress) -> Result<(), TrainError> {
+        self.losses = (self.losses.0 + report.loss, self.losses.1 + 1);
         let step = self.state.step;
-        progress.inc(1);
         let every = self.recipe.settings().logging.every;
         if !(step == 1 || step.is_multiple_of(every) || self.is_done() || validation.is_some()) {
             return Ok(());
         }
         let speed = std::mem::replace(&mut self.stretch, Stopwatch::start()).speed();
-        self.metrics.push(StepMetrics {
+        let rates = self.recipe.groups().rates();
+        let memory = process_memory();
+        let line = StepMetrics {
             step,
             epoch: step as f64 / self.steps_per_epoch as f64,
             loss: report.loss,
             validation_loss: validation,
-            lr: self.rates(report.factor),
+            lr: rates.map(|(group, peak)| (group.to_owned(), peak * report.factor)).collect(),
             grad_norm: report.grad_norm,
             samples_per_second: speed.samples,
             tokens_per_second: speed.tokens,
             label_tokens_per_second: speed.label_tokens,
+            images_per_second: speed.images,
             data_wait: speed.data_wait,
+            mfu: Some(self.watch.utilisation(&speed)),
+            memory_bytes: memory.map(|(now, _)| now),
+            peak_memory_bytes: memory.map(|(_, most)| most),
             seconds: self.seconds_before + self.whole.seconds(),
-        })
-    }
-
-    fn rates(&self, factor: f64) -> Rates {
-        let rate = |component| {
-            let peak = self.recipe.learning_rates().of(component);
-            (peak > 0.0).then_some(peak * factor)
         };
-        Rates {
-            projector: rate(Component::Projector),
-            language_model: rate(Component::LanguageModel),
-            vision_tower: rate(Component::VisionTower),
-        }
+        self.watch.tell(&line, progress)?;
+        self.logs.metrics.push(line)
     }
 
     fn save_checkpoint(&mut self, validation: Option<f64>) -> Result<(), TrainError> {
@@ -208,7 +308,7 @@ impl Trainer {
         let path = self.folder.checkpoints.save(&self.state, model, &self.processor, optimizer)?;
         self.newest = Some(path);
         self.saved_step = self.state.step;
-        self.folder.write_plot(self.metrics.lines())
+        self.folder.write_plot(self.logs.metrics.lines())
     }
 
     fn start_progress(&self) -> Progress {
@@ -220,12 +320,12 @@ impl Trainer {
         if let Some(checkpoint) = &self.newest {
             progress.note(&format!("resuming after step {} from `{}`", self.state.step, checkpoint.display()));
         }
-        progress.inc(self.state.step);
+        progress.resume_at(self.state.step);
         progress
     }
 
     fn report(&self) -> TrainReport {
-        let (lines, speed) = (self.metrics.lines(), self.whole.speed());
+        let (lines, speed) = (self.logs.metrics.lines(), self.whole.speed());
         TrainReport {
             steps: self.state.step,
             total_steps: self.stepper.schedule.total_steps(),
@@ -238,66 +338,4 @@ impl Trainer {
             interrupted: !self.is_done(),
         }
     }
-}
-
-fn open_processor(path: &Path) -> Result<Processor, TrainError> {
-    Processor::load(path, &ProcessorOptions::default())
-        .map_err(|source| TrainError::Processor { path: path.to_owned(), source: Box::new(source) })
-}
-
-/// The weights: a checkpoint's if there is one, else what the recipe says.
-fn open_model(recipe: &Recipe, checkpoint: Option<&Path>, data: &ProcessorSummary) -> Result<Vlm, TrainError> {
-    let trains = |name: &str| recipe.learning_rates().trains(name);
-    let in_projector = |name: &str| Component::of(name) == Some(Component::Projector);
-    let device = &Device::Cpu;
-    let (place, model) = match (checkpoint, recipe.weights()) {
-        (Some(folder), _) => (folder, Vlm::load(folder, &trains, device)),
-        (None, WeightOrigin::Folder { path, fresh_projector: false }) => {
-            (path.as_path(), Vlm::load(path, &trains, device))
-        }
-        (None, WeightOrigin::Folder { path, fresh_projector: true }) => {
-            let fresh = Fresh { names: &in_projector, seed: recipe.seed() };
-            let folders = [(Layout::Joined, path.as_path())];
-            let load = |config| Vlm::from_folders(config, &folders, fresh, &trains, device);
-            (path.as_path(), VlmConfig::load(path).and_then(load))
-        }
-        (None, WeightOrigin::Preset(path)) => {
-            let config = ModelPreset::load(path).and_then(|preset| preset.config(data.vocab_size, data.image_token_id));
-            let init = |config| Vlm::init(config, recipe.seed(), &trains, device);
-            (path.as_path(), config.and_then(init))
-        }
-    };
-    model.map_err(|source| TrainError::ModelFolder { path: place.to_owned(), source: Box::new(source) })
-}
-
-fn open_optimizer(recipe: &Recipe, model: &Vlm) -> Optimizer {
-    let trained = model.params().trainable().filter_map(|(name, var)| {
-        let component = Component::of(name)?;
-        Some((name.to_owned(), var.clone(), component))
-    });
-    Optimizer::new(trained, recipe.settings().optimizer, *recipe.learning_rates())
-}
-
-/// The state of the checkpoint in `folder`, whose files are all as they were written.
-fn open_saved(folder: &Path) -> Result<(&Path, TrainerState), TrainError> {
-    let saved = TrainerState::load(folder)?;
-    saved.check_files(folder)?;
-    Ok((folder, saved))
-}
-
-/// The state of a new run, or the `saved` one with its moments put back and the source moved to its cursor.
-fn open_state(
-    recipe: &Recipe,
-    processor: &Processor,
-    source: &mut dyn BatchSource,
-    optimizer: &mut Optimizer,
-    saved: Option<(&Path, TrainerState)>,
-) -> Result<TrainerState, TrainError> {
-    let resolved = serde_json::to_value(recipe.resolved()).expect("a checked recipe always has a JSON form");
-    let start = TrainerState::new(0, source.start_cursor(), processor.summary().fingerprint, resolved);
-    let Some((folder, saved)) = saved else { return Ok(start) };
-    saved.check_belongs_to(&start, folder)?;
-    load_moments(optimizer.slots_mut(), folder)?;
-    source.seek(&saved.cursor).map_err(TrainError::Seek)?;
-    Ok(TrainerState { recipe: start.recipe, ..saved })
 }

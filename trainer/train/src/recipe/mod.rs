@@ -1,7 +1,9 @@
 //! What to train, on what, for how long: the checked form of a recipe file.
 
+mod data;
 mod raw;
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use vela_dataset::{BlendPart, DEFAULT_MAX_BATCH_BYTES};
@@ -9,14 +11,16 @@ use vela_runtime::{ByteSize, load_config};
 use vela_types::{BatchSpec, PackingSpec};
 
 pub use raw::{
-    RawBatch, RawCheckpoint, RawData, RawGroup, RawGroups, RawLogging, RawModel, RawOptimizer, RawPacking, RawRecipe,
-    RawRun, RawSchedule,
+    NonFinitePolicy, RawBatch, RawCheckpoint, RawData, RawGroup, RawGuard, RawLogging, RawLora, RawModel, RawOptimizer,
+    RawPacking, RawQuestion, RawRecipe, RawRun, RawSamples, RawSchedule,
 };
 
 use crate::data::Limits;
 use crate::error::TrainError;
-use crate::groups::{Component, TrainType};
-use crate::schedule::Schedule;
+use crate::groups::TrainType;
+use crate::parameter_groups::ParameterGroups;
+use crate::schedule::{Schedule, SchedulePlan};
+use data::check_data;
 
 /// Samples that are packed together: fills rows as well as any larger number, and mixes the order little.
 const DEFAULT_PACKING_WINDOW: u32 = 4096;
@@ -36,8 +40,8 @@ pub struct Recipe {
     weights: WeightOrigin,
     processor: PathBuf,
     micro: u32,
-    learning_rates: LearningRates,
-    warmup: Warmup,
+    groups: ParameterGroups,
+    schedule: SchedulePlan,
 }
 
 /// When a run is over.
@@ -76,33 +80,12 @@ pub(crate) enum WeightOrigin {
     Preset(PathBuf),
 }
 
-/// Length of the linear warmup.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) enum Warmup {
-    Steps(u64),
-    Ratio(f64),
-}
-
-/// Peak learning rate of each component; 0 where it is frozen.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct LearningRates {
-    rates: [f64; Component::ALL.len()],
-}
-
-impl LearningRates {
-    /// In the order of [`Component::ALL`].
-    pub(crate) fn new(rates: [f64; Component::ALL.len()]) -> Self {
-        Self { rates }
-    }
-
-    /// The peak learning rate of `component`.
-    pub(crate) fn of(&self, component: Component) -> f64 {
-        self.rates[component as usize]
-    }
-
-    /// Whether the parameter called `name` is trained.
-    pub(crate) fn trains(&self, name: &str) -> bool {
-        Component::of(name).is_some_and(|component| self.of(component) > 0.0)
+impl WeightOrigin {
+    /// The folder or file.
+    pub(crate) fn path(&self) -> &Path {
+        match self {
+            Self::Folder { path, .. } | Self::Preset(path) => path,
+        }
     }
 }
 
@@ -117,6 +100,8 @@ impl Recipe {
         let train_type: TrainType = raw.train_type.parse()?;
         let weights = check_model(&raw.model)?;
         check_numbers(&raw)?;
+        check_lora(train_type, raw.lora.as_ref())?;
+        check_samples(raw.samples.as_ref())?;
         Ok(Self {
             output: PathBuf::from(&raw.run.output),
             seed: raw.run.seed,
@@ -131,8 +116,8 @@ impl Recipe {
             processor: check_processor(&raw.model, &weights)?,
             weights,
             micro: check_micro(&raw.batch)?,
-            learning_rates: check_groups(train_type, &raw.groups)?,
-            warmup: check_warmup(&raw.schedule)?,
+            groups: ParameterGroups::check(train_type, &raw.groups, raw.optimizer.weight_decay)?,
+            schedule: SchedulePlan::check(&raw.schedule)?,
             raw,
         })
     }
@@ -194,13 +179,13 @@ impl Recipe {
         &self.processor
     }
 
-    pub(crate) fn learning_rates(&self) -> &LearningRates {
-        &self.learning_rates
+    pub(crate) fn groups(&self) -> &ParameterGroups {
+        &self.groups
     }
 
     /// The schedule of a run of `total` steps.
     pub(crate) fn schedule(&self, total: u64) -> Result<Schedule, TrainError> {
-        Schedule::new(self.warmup, self.raw.schedule.floor, total)
+        self.schedule.over(total)
     }
 
     /// Optimizer steps of the run over data with that many steps per epoch.
@@ -246,79 +231,6 @@ fn check_length(run: &RawRun) -> Result<RunLength, TrainError> {
     }
 }
 
-fn check_data(data: &RawData) -> Result<DataPlace, TrainError> {
-    if data.prefetch.is_some_and(|prefetch| prefetch.0 == 0) {
-        return refuse("data.prefetch", "a positive size such as `64MiB`", 0);
-    }
-    if data.max_batch_bytes.is_some_and(|limit| limit.0 == 0) {
-        return refuse("data.max_batch_bytes", "a positive size such as `512MiB`", 0);
-    }
-    if data.shuffle == Some(false) && data.shuffle_window.is_some_and(|window| window > 0) {
-        return refuse(
-            "data.shuffle_window",
-            "nothing, since `data.shuffle` is false",
-            data.shuffle_window.unwrap_or(0),
-        );
-    }
-    match one_of("data.shards, data.loader", data.shards.as_ref(), data.loader.as_ref())? {
-        true => check_shards(data),
-        false => check_loader(data),
-    }
-}
-
-fn check_shards(data: &RawData) -> Result<DataPlace, TrainError> {
-    let of_loaders = [
-        ("data.dataset", &data.dataset),
-        ("data.token_file", &data.token_file),
-        ("data.authority", &data.authority),
-        ("data.certificate", &data.certificate),
-        ("data.key", &data.key),
-    ];
-    if let Some((key, Some(found))) = of_loaders.into_iter().find(|(_, value)| value.is_some()) {
-        return refuse(key, "nothing, since `data.shards` are read without a loader", found);
-    }
-    let shards = data.shards.as_deref().unwrap_or_default();
-    let part = |part: &str| part.trim().parse().ok().filter(|part: &BlendPart| !part.shards.is_empty());
-    match shards.split(',').map(part).collect() {
-        Some(parts) => Ok(DataPlace::Shards(parts)),
-        None => refuse("data.shards", "`URL[*WEIGHT][,URL[*WEIGHT]...]`", shards),
-    }
-}
-
-fn check_loader(data: &RawData) -> Result<DataPlace, TrainError> {
-    let address = data.loader.clone().unwrap_or_default();
-    let urls = || address.split(',').map(str::trim);
-    if !urls().all(|url| url.starts_with("http://") || url.starts_with("https://")) {
-        let expected = "addresses such as `http://127.0.0.1:50051`, with commas between";
-        return refuse("data.loader", expected, address);
-    }
-    let is_encrypted = urls().all(|url| url.starts_with("https://"));
-    if !is_encrypted && urls().any(|url| url.starts_with("https://")) {
-        return refuse("data.loader", "replicas that are all encrypted, or none", address);
-    }
-    let path = |text: &Option<String>| text.as_ref().map(PathBuf::from);
-    let identity = match (path(&data.certificate), path(&data.key)) {
-        (Some(certificate), Some(key)) => Some((certificate, key)),
-        (None, None) => None,
-        (Some(_), None) => return refuse("data.key", "the key of `data.certificate`", "nothing"),
-        (None, Some(_)) => return refuse("data.certificate", "the certificate of `data.key`", "nothing"),
-    };
-    match (is_encrypted, &data.authority) {
-        (true, None) => refuse("data.authority", "the authorities of an `https://` loader", "nothing"),
-        (false, Some(found)) => refuse("data.authority", "nothing for a loader without encryption", found),
-        _ if identity.is_some() && !is_encrypted => {
-            refuse("data.certificate", "nothing for a loader without encryption", "a file")
-        }
-        _ => Ok(DataPlace::Loader(RemotePlace {
-            dataset: data.dataset.clone().unwrap_or_default(),
-            token_file: path(&data.token_file),
-            authority: path(&data.authority),
-            identity,
-            address,
-        })),
-    }
-}
-
 fn check_packing(batch: &RawBatch) -> Result<Option<PackingSpec>, TrainError> {
     let Some(RawPacking { max_images, window }) = batch.packing else { return Ok(None) };
     let window = window.unwrap_or(DEFAULT_PACKING_WINDOW);
@@ -361,40 +273,29 @@ fn check_micro(batch: &RawBatch) -> Result<u32, TrainError> {
     }
 }
 
-fn check_groups(train_type: TrainType, groups: &RawGroups) -> Result<LearningRates, TrainError> {
-    let given = |component| match component {
-        Component::Projector => groups.projector,
-        Component::LanguageModel => groups.language_model,
-        Component::VisionTower => groups.vision_tower,
+fn check_lora(train_type: TrainType, lora: Option<&RawLora>) -> Result<(), TrainError> {
+    let Some(lora) = lora else {
+        return match train_type {
+            TrainType::Lora => refuse("lora", "`rank`, `alpha` and `targets`, since `train_type` is `lora`", "nothing"),
+            _ => Ok(()),
+        };
     };
-    let mut rates = [0.0; Component::ALL.len()];
-    for component in Component::ALL {
-        let key = format!("groups.{}.lr", component.as_str());
-        match (given(component).map(|group| group.lr), train_type.trains(component)) {
-            (Some(lr), _) if !lr.is_finite() || lr < 0.0 => return refuse(&key, "a number from 0 up", lr),
-            (Some(lr), true) => rates[component as usize] = lr,
-            (None, true) => {
-                let expected = format!("a learning rate, since `train_type` is `{train_type}` (0 freezes it)");
-                return refuse(&key, &expected, "nothing");
-            }
-            (Some(lr), false) if lr > 0.0 => {
-                return refuse(&key, &format!("0, since `train_type` `{train_type}` freezes it"), lr);
-            }
-            (_, false) => {}
-        }
-    }
-    match rates.iter().any(|&rate| rate > 0.0) {
-        true => Ok(LearningRates::new(rates)),
-        false => refuse("groups", "at least one learning rate above 0", "everything frozen"),
+    match () {
+        () if train_type != TrainType::Lora => refuse("lora", &format!("nothing for `{train_type}`"), "a table"),
+        () if lora.rank == 0 => refuse("lora.rank", "at least 1", 0),
+        () if !lora.alpha.is_finite() || lora.alpha <= 0.0 => refuse("lora.alpha", "a number above 0", lora.alpha),
+        () if !(0.0..1.0).contains(&lora.dropout) => refuse("lora.dropout", "from 0 to below 1", lora.dropout),
+        () if lora.targets.is_empty() => refuse("lora.targets", "names of linear layers such as `q_proj`", "none"),
+        () => Ok(()),
     }
 }
 
-fn check_warmup(schedule: &RawSchedule) -> Result<Warmup, TrainError> {
-    match (schedule.warmup_steps, schedule.warmup_ratio) {
-        (Some(_), Some(_)) => refuse("schedule.warmup_steps, schedule.warmup_ratio", "at most one of them", "both"),
-        (_, Some(ratio)) if !(0.0..1.0).contains(&ratio) => refuse("schedule.warmup_ratio", "from 0 to below 1", ratio),
-        (_, Some(ratio)) => Ok(Warmup::Ratio(ratio)),
-        (steps, None) => Ok(Warmup::Steps(steps.unwrap_or(0))),
+fn check_samples(samples: Option<&RawSamples>) -> Result<(), TrainError> {
+    match samples {
+        Some(samples) if samples.every == Some(0) => refuse("samples.every", "at least 1 step", 0),
+        Some(samples) if samples.max_new_tokens == 0 => refuse("samples.max_new_tokens", "at least 1 token", 0),
+        Some(samples) if samples.questions.is_empty() => refuse("samples.questions", "at least one", "none"),
+        _ => Ok(()),
     }
 }
 
@@ -408,10 +309,15 @@ fn check_numbers(raw: &RawRecipe) -> Result<(), TrainError> {
         () if !eps.is_finite() || eps <= 0.0 => refuse("optimizer.eps", "a number above 0", eps),
         () if !positive(weight_decay) => refuse("optimizer.weight_decay", "a number from 0 up", weight_decay),
         () if !positive(clip_norm) => refuse("optimizer.clip_norm", "a number from 0 up (0: no clipping)", clip_norm),
-        () if !(0.0..=1.0).contains(&raw.schedule.floor) => {
-            refuse("schedule.floor", "a share of the peak from 0 to 1", raw.schedule.floor)
-        }
         () if raw.logging.every == 0 => refuse("logging.every", "at least 1 step", 0),
+        () if raw.logging.validate_every == Some(0) => refuse("logging.validate_every", "at least 1 step", 0),
+        () if raw.logging.peak_tflops.is_some_and(|peak| !peak.is_finite() || peak <= 0.0) => {
+            refuse("logging.peak_tflops", "a number above 0", raw.logging.peak_tflops.unwrap_or_default())
+        }
+        () if raw.logging.metrics.as_ref().is_some_and(|address| address.parse::<SocketAddr>().is_err()) => {
+            let found = raw.logging.metrics.clone().unwrap_or_default();
+            refuse("logging.metrics", "an address such as `127.0.0.1:9400`", found)
+        }
         () if raw.checkpoint.every == 0 => refuse("checkpoint.every", "at least 1 step", 0),
         () if raw.checkpoint.keep == 0 => refuse("checkpoint.keep", "at least 1 checkpoint", 0),
         () => Ok(()),

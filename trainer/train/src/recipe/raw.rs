@@ -1,13 +1,17 @@
 //! The recipe as its file has it. Every field may be wrong here; [`Recipe::check`](super::Recipe::check) decides.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 use vela_runtime::ByteSize;
+
+use crate::schedule::{DecayShape, ScheduleKind};
 
 /// The whole file. Unknown keys are refused; paths are relative to where the process runs.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RawRecipe {
-    /// `freeze_vision_and_llm`, `freeze_vision` or `full`.
+    /// `freeze_vision_and_llm`, `freeze_vision`, `lora` or `full`.
     pub train_type: String,
     /// Where and how long.
     pub run: RawRun,
@@ -17,17 +21,27 @@ pub struct RawRecipe {
     pub model: RawModel,
     /// Samples per step.
     pub batch: RawBatch,
-    /// Peak learning rates.
-    pub groups: RawGroups,
+    /// Peak learning rates, by the group's name: `projector`, `language_model`, `vision_tower` and `lora` mean the whole
+    /// component, any other name what its patterns match.
+    pub groups: BTreeMap<String, RawGroup>,
+    /// Low-rank adapters, for `train_type = "lora"`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lora: Option<RawLora>,
     /// AdamW and clipping.
     #[serde(default)]
     pub optimizer: RawOptimizer,
     /// Learning rate over the steps.
     #[serde(default)]
     pub schedule: RawSchedule,
-    /// How often metrics are written.
+    /// What a run is kept from.
+    #[serde(default)]
+    pub guard: RawGuard,
+    /// How often metrics are written, and where to.
     #[serde(default)]
     pub logging: RawLogging,
+    /// Questions that are answered while training.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub samples: Option<RawSamples>,
     /// How often the state is saved.
     #[serde(default)]
     pub checkpoint: RawCheckpoint,
@@ -96,7 +110,7 @@ pub struct RawData {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RawModel {
-    /// A Hugging Face model folder; exactly one of `path` and `init`.
+    /// A Hugging Face model folder, or a run folder, whose newest checkpoint is one; exactly one of `path` and `init`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub path: Option<String>,
     /// A model preset (TOML) whose weights are drawn from `run.seed`.
@@ -137,27 +151,45 @@ pub struct RawPacking {
     pub window: Option<u32>,
 }
 
-/// `[groups]`
+/// `[groups.NAME]`
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct RawGroups {
-    /// `[groups.projector]`
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub projector: Option<RawGroup>,
-    /// `[groups.language_model]`
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub language_model: Option<RawGroup>,
-    /// `[groups.vision_tower]`
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub vision_tower: Option<RawGroup>,
-}
-
-/// One parameter group.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RawGroup {
     /// Peak learning rate; 0 freezes the group.
     pub lr: f64,
+    /// Decoupled weight decay; `optimizer.weight_decay` if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weight_decay: Option<f64>,
+    /// Of `language_model` alone: the blocks that learn, counted from 0, or from the end with -1 the last; all of the
+    /// component if absent.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub layers: Vec<i64>,
+    /// Patterns over parameter names: `*` is any text, `?` one sign. What they match belongs to this group and no longer
+    /// to its component's.
+    #[serde(rename = "match", default, skip_serializing_if = "Vec::is_empty")]
+    pub patterns: Vec<String>,
+}
+
+impl RawGroup {
+    /// A group of that rate and no other setting.
+    pub fn with_lr(lr: f64) -> Self {
+        Self { lr, ..Self::default() }
+    }
+}
+
+/// `[lora]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawLora {
+    /// Width of the adapters.
+    pub rank: usize,
+    /// Adapters are scaled by `alpha / rank`.
+    pub alpha: f64,
+    /// Share of an adapter's inputs that is left out in training.
+    #[serde(default)]
+    pub dropout: f64,
+    /// Linear layers that get one, by the last part of their name.
+    pub targets: Vec<String>,
 }
 
 /// `[optimizer]`
@@ -184,29 +216,110 @@ impl Default for RawOptimizer {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RawSchedule {
+    /// `cosine`, `linear`, `wsd` or `constant`.
+    #[serde(default)]
+    pub kind: ScheduleKind,
     /// Steps of linear warmup from 0; at most one of `warmup_steps` and `warmup_ratio`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub warmup_steps: Option<u64>,
     /// Warmup as a share of all steps, rounded up.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub warmup_ratio: Option<f64>,
+    /// Of `wsd`: steps of the decay at the end; one of `decay_steps` and `decay_ratio`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub decay_steps: Option<u64>,
+    /// Of `wsd`: the decay as a share of all steps, rounded up.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub decay_ratio: Option<f64>,
+    /// Of `wsd`: `cosine`, `linear` or `1-sqrt`; `cosine` if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub decay_shape: Option<DecayShape>,
     /// Learning rate of the last step, as a share of the peak.
     #[serde(default)]
     pub floor: f64,
 }
 
-/// `[logging]`
+/// What happens at a loss or gradient that is NaN or infinite.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NonFinitePolicy {
+    /// The run ends and names the step's samples.
+    #[default]
+    Stop,
+    /// The step is left out and its samples go to `skipped.jsonl`.
+    Skip,
+}
+
+/// `[guard]`
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawGuard {
+    /// `stop` or `skip`.
+    pub non_finite: NonFinitePolicy,
+    /// Most steps that a run may leave out.
+    pub max_skipped: u64,
+    /// Tries the largest micro-batch there can be before the first step, so that too little memory shows at once.
+    pub dry_step: bool,
+}
+
+impl Default for RawGuard {
+    fn default() -> Self {
+        Self { non_finite: NonFinitePolicy::Stop, max_skipped: 10, dry_step: true }
+    }
+}
+
+/// `[logging]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
 pub struct RawLogging {
     /// Steps between lines of `metrics.jsonl`.
     pub every: u64,
+    /// Steps between validations; at each checkpoint there is one anyway.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub validate_every: Option<u64>,
+    /// Writes event files for TensorBoard into `RUN/tensorboard`.
+    pub tensorboard: bool,
+    /// Address to show metrics for Prometheus at, `HOST:PORT`; none are shown if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub metrics: Option<String>,
+    /// What the machine can do, in 10^12 f32 operations per second, for the utilisation; measured at the start if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub peak_tflops: Option<f64>,
 }
 
 impl Default for RawLogging {
     fn default() -> Self {
-        Self { every: 1 }
+        Self { every: 1, validate_every: None, tensorboard: true, metrics: None, peak_tflops: None }
     }
+}
+
+/// `[samples]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawSamples {
+    /// Steps between answers; at each checkpoint there are some anyway.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub every: Option<u64>,
+    /// Longest answer, in tokens.
+    #[serde(default = "default_answer_length")]
+    pub max_new_tokens: usize,
+    /// `[[samples.questions]]`
+    pub questions: Vec<RawQuestion>,
+}
+
+fn default_answer_length() -> usize {
+    64
+}
+
+/// One question that is asked again and again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawQuestion {
+    /// Image files, in the order of the question's `<image>` marks.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub images: Vec<String>,
+    /// The question; without marks the images stand in front.
+    pub question: String,
 }
 
 /// `[checkpoint]`

@@ -40,17 +40,21 @@ fn defaults_are_those_of_the_documentation() {
     assert!(refusal.contains("`run.epochs`: expected at most"), "{refusal}");
 }
 
+fn trains(recipe: &Recipe, name: &str) -> bool {
+    recipe.groups.of(name, 2).is_some()
+}
+
 #[test]
 fn only_the_components_of_the_train_type_are_trained() {
     let recipe = check(&[]).expect("a right recipe");
-    assert!(recipe.learning_rates.trains("multi_modal_projector.linear_1.weight"));
-    assert!(!recipe.learning_rates.trains("language_model.model.norm.weight"));
+    assert!(trains(&recipe, "multi_modal_projector.linear_1.weight"));
+    assert!(!trains(&recipe, "language_model.model.norm.weight"));
     let two = ["train_type=freeze_vision", "groups.language_model.lr=2e-5"];
     let recipe = check(&two).expect("stage 2");
-    assert!(recipe.learning_rates.trains("language_model.model.norm.weight"));
-    assert!(!recipe.learning_rates.trains("vision_tower.vision_model.embeddings.class_embedding"));
+    assert!(trains(&recipe, "language_model.model.norm.weight"));
+    assert!(!trains(&recipe, "vision_tower.vision_model.embeddings.class_embedding"));
     let frozen = check(&["train_type=freeze_vision", "groups.language_model.lr=0"]).expect("lr 0 freezes");
-    assert!(!frozen.learning_rates.trains("language_model.lm_head.weight"));
+    assert!(!trains(&frozen, "language_model.lm_head.weight"));
 }
 
 #[test]
@@ -64,9 +68,23 @@ fn the_resolved_recipe_gives_an_equal_recipe() {
 
 #[test]
 fn each_wrong_recipe_is_refused_by_its_key() {
-    let cases: [(&[&str], &str); 30] = [
-        (&["train_type=lora"], "`lora` arrives later"),
-        (&["train_type=half"], "`freeze_vision_and_llm`, `freeze_vision`, `full`, found `half`"),
+    let cases: [(&[&str], &str); 41] = [
+        (&["train_type=half"], "`freeze_vision_and_llm`, `freeze_vision`, `lora`, `full`, found `half`"),
+        (&["train_type=lora", "groups.lora.lr=1e-4"], "`rank`, `alpha` and `targets`"),
+        (&["lora.rank=8", "lora.alpha=16", "lora.targets=['q_proj']"], "nothing for `freeze_vision_and_llm`"),
+        (&["train_type=lora", "lora.rank=8", "lora.alpha=16", "lora.targets=['q_proj']"], "groups.lora.lr"),
+        (
+            &["train_type=lora", "lora.rank=0", "lora.alpha=16", "lora.targets=['q_proj']", "groups.lora.lr=1"],
+            "lora.rank",
+        ),
+        (&["train_type=lora", "lora.rank=1", "lora.alpha=1", "lora.targets=[]", "groups.lora.lr=1"], "lora.targets"),
+        (&["schedule.kind=wsd"], "schedule.decay_steps"),
+        (&["schedule.kind=constant", "schedule.floor=0.1"], "schedule.floor"),
+        (&["logging.validate_every=0"], "logging.validate_every"),
+        (&["samples.questions=[]"], "samples.questions"),
+        (&["logging.metrics=here"], "logging.metrics"),
+        (&["logging.peak_tflops=0.0"], "logging.peak_tflops"),
+        (&["samples.questions=[{question='a'}]", "samples.every=0"], "samples.every"),
         (&["run.epochs=1"], "run.epochs, run.max_steps"),
         (&["run.max_steps=0"], "run.epochs, run.max_steps"),
         (&["run.output="], "run.output"),

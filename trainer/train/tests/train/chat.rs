@@ -8,7 +8,7 @@ use vela_types::{ImageRef, Language, Sample, Turn};
 
 use crate::fixture::{Stage, trainer};
 
-fn write_image(stage: &Stage) -> PathBuf {
+pub(crate) fn write_image(stage: &Stage) -> PathBuf {
     let rgb: Vec<u8> = (0..40 * 30 * 3).map(|index| (index * 7 % 251) as u8).collect();
     let path = stage.path("photo.png");
     std::fs::write(&path, encode_png(&rgb, 40, 30)).expect("written");
@@ -22,7 +22,7 @@ fn trained() -> (Stage, PathBuf) {
 }
 
 #[test]
-fn ids_and_pixels_are_those_of_training() {
+fn defect_07_ids_and_pixels_are_those_of_training() {
     let (stage, checkpoint) = trained();
     let image = ImageRef::Path(write_image(&stage).display().to_string());
     let chat = Chat::load(&checkpoint).expect("a checkpoint is a model folder");

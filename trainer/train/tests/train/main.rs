@@ -2,10 +2,14 @@
 
 mod chat;
 mod commands;
+mod defects;
+mod features;
 mod fixture;
 mod folders;
 mod golden;
 mod loader;
+mod options;
 mod packing;
 mod recipes;
+mod report;
 mod resume;

@@ -18,6 +18,65 @@ fn every_recipe_loads_and_resolves_to_an_equal_one() {
     assert!(seen >= 3);
 }
 
+/// (pair, its recipes): what each seed system trains.
+const PAIRS: [(&str, &[&str]); 9] = [
+    ("mllm_ch", &["stage1", "stage2", "lora"]),
+    ("mllm_ch_l14_336", &["stage1", "stage2"]),
+    ("mllm_en", &["stage1", "stage2"]),
+    ("basic_vlm_siglip", &["stage1"]),
+    ("basic_vlm_clip", &["stage1"]),
+    ("llava_v1", &["stage1", "stage2"]),
+    ("llava_v1_5", &["stage1", "stage2", "lora"]),
+    ("minimind_v", &["stage1", "stage2"]),
+    ("minimind_3v", &["stage1", "stage2"]),
+];
+
+fn load(name: &str) -> Recipe {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs/run").join(format!("{name}.toml"));
+    Recipe::load(&path, &[]).unwrap_or_else(|fault| panic!("{}: {fault:?}", path.display()))
+}
+
+#[test]
+fn every_pair_has_its_stages_and_the_second_goes_on_from_the_first() {
+    for (pair, stages) in PAIRS {
+        let first = load(&format!("{pair}_stage1")).resolved();
+        assert!(first.model.fresh_projector, "{pair}");
+        assert_eq!(first.model.path.as_deref(), Some(&*format!("models/{pair}")));
+        for stage in &stages[1..] {
+            let later = load(&format!("{pair}_{stage}")).resolved();
+            assert_eq!(later.model.path.as_deref(), Some(&*first.run.output), "{pair}_{stage}");
+            assert!(!later.model.fresh_projector, "{pair}_{stage}");
+            assert_eq!(later.train_type, if *stage == "lora" { "lora" } else { "freeze_vision" });
+        }
+    }
+}
+
+/// The rates, batches and warmups that the systems published.
+#[test]
+fn the_numbers_are_the_published_ones() {
+    let rates = |name: &str| {
+        let raw = load(name).resolved();
+        let lr = |group: &str| raw.groups.get(group).map_or(0.0, |group| group.lr);
+        (raw.batch.global, [lr("projector"), lr("language_model"), lr("lora")], raw.schedule.warmup_ratio)
+    };
+    for (name, batch, lr, warmup) in [
+        ("mllm_ch_stage1", 64, [3e-5, 0.0, 0.0], None),
+        ("mllm_en_stage2", 64, [3e-5, 3e-5, 0.0], None),
+        ("basic_vlm_siglip_stage1", 4, [1e-4, 0.0, 3e-5], None),
+        ("llava_v1_stage1", 128, [2e-3, 0.0, 0.0], Some(0.03)),
+        ("llava_v1_stage2", 32, [2e-5, 2e-5, 0.0], Some(0.03)),
+        ("llava_v1_5_stage1", 256, [1e-3, 0.0, 0.0], Some(0.03)),
+        ("llava_v1_5_stage2", 128, [2e-5, 2e-5, 0.0], Some(0.03)),
+        ("llava_v1_5_lora", 128, [2e-5, 0.0, 2e-4], Some(0.03)),
+        ("minimind_v_stage1", 16, [4e-4, 0.0, 0.0], None),
+        ("minimind_v_stage2", 4, [1e-6, 1e-6, 0.0], None),
+        ("minimind_3v_stage2", 4, [5e-6, 5e-6, 0.0], None),
+    ] {
+        assert_eq!(rates(name), (batch, lr, warmup), "{name}");
+    }
+    assert_eq!(load("minimind_3v_stage2").resolved().groups["language_model"].layers, [0, -1]);
+}
+
 #[test]
 fn a_run_folder_holds_the_recipe_with_its_defaults() {
     let stage = crate::fixture::Stage::new("freeze_vision_and_llm");

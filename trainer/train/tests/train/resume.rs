@@ -136,3 +136,53 @@ fn one_flipped_bit_of_a_checkpoint_is_refused_by_the_files_name() {
     }
     assert_eq!(stage.train(&["run.max_steps=8"], &Resume::Auto).expect("sound again").steps, 8);
 }
+
+/// Saves before each step, goes on from each of these places elsewhere, and compares the whole tail.
+fn assert_every_step_can_be_resumed(train_type: &str, more: &[&str]) {
+    const STEPS: usize = 7;
+    let stage = Stage::new(train_type);
+    let steps = format!("run.max_steps={STEPS}");
+    // Packed rows, their order drawn anew in each epoch; the epoch ends within the run.
+    let shared = [
+        &["data.shuffle=true", "batch.global=5", "batch.micro=2", "batch.packing.max_images=3"],
+        &["batch.packing.window=12", "checkpoint.every=1", "checkpoint.keep=99", &steps][..],
+        more,
+    ]
+    .concat();
+    let whole = stage.train(&shared, &Resume::Fresh).expect("a whole run");
+    let lines = stage.metrics("run");
+    assert!(lines[STEPS - 1].epoch > 1.0, "the run must cross the end of an epoch: {}", lines[STEPS - 1].epoch);
+    let expected = whole.checkpoint.expect("one");
+    for step in 1..STEPS {
+        let (from, run) = (stage.path("run").join(format!("checkpoints/step-{step}")), format!("from-{step}"));
+        let output = format!("run.output={}", stage.path(&run).display());
+        let tail = stage.train(&[&shared[..], &[&output]].concat(), &Resume::From(from)).expect("the tail");
+        assert_eq!(loss_bits(&stage.metrics(&run)), loss_bits(&lines[step..]), "{train_type} after step {step}");
+        for file in ["model.safetensors", "optimizer.safetensors"] {
+            let bytes = |folder: &Path| fs::read(folder.join(file)).expect("there");
+            let found = bytes(tail.checkpoint.as_deref().expect("one"));
+            assert!(found == bytes(&expected), "{train_type} after step {step}: {file}");
+        }
+    }
+}
+
+/// LLaVA's first stage saved the projector alone and could not go on; here each train type goes on from any step.
+#[test]
+fn defect_20_stage_one_resumes_from_every_step() {
+    assert_every_step_can_be_resumed("freeze_vision_and_llm", &[]);
+}
+
+#[test]
+fn stage_two_resumes_from_every_step() {
+    assert_every_step_can_be_resumed("freeze_vision", &["schedule.kind=wsd", "schedule.decay_steps=3"]);
+}
+
+#[test]
+fn a_part_of_the_language_model_resumes_from_every_step() {
+    assert_every_step_can_be_resumed("freeze_vision", &["groups.language_model.layers=[0]"]);
+}
+
+#[test]
+fn a_full_run_resumes_from_every_step() {
+    assert_every_step_can_be_resumed("full", &["guard.non_finite=skip", "schedule.kind=linear"]);
+}

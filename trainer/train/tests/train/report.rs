@@ -1,0 +1,113 @@
+//! What a run leaves for people: the page, the events, the metrics.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use vela_train::Resume;
+
+use crate::chat::write_image;
+use crate::fixture::{Stage, trainer};
+
+fn with_questions(stage: &Stage) -> String {
+    let image = write_image(stage).display().to_string();
+    format!("samples.questions=[{{images=['{image}'], question='w9 <b> ?'}}]")
+}
+
+#[test]
+fn a_page_about_both_stages_needs_no_other_file() {
+    let stage = Stage::new("freeze_vision");
+    let questions = with_questions(&stage);
+    stage.train(&["run.max_steps=6", &questions, "samples.max_new_tokens=4"], &Resume::Fresh).expect("stage 1");
+    let second = format!("run.output={}", stage.path("second").display());
+    // A run folder is a model folder: its newest checkpoint.
+    let path = format!("model.path={}", stage.path("run").display());
+    stage.train(&["run.max_steps=5", &second, &path], &Resume::Fresh).expect("stage 2");
+    let page = stage.path("page.html");
+    let mut command = trainer();
+    command.args(["report", "--json", "--run"]).arg(stage.path("run")).arg("--run").arg(stage.path("second"));
+    let output = command.arg("--output").arg(&page).output().expect("run");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let json: Value = serde_json::from_slice(&output.stdout).expect("one JSON object");
+    assert_eq!((json["runs"].as_u64(), json["lines"].as_u64()), (Some(2), Some(11)));
+    let html = std::fs::read_to_string(&page).expect("written");
+    assert_eq!(html.matches("<svg").count(), 14);
+    for part in ["data:image/png;base64,", "w9 &lt;b&gt; ?", "data fingerprint", "train_type", "6 of 6", "MFU"] {
+        assert!(html.contains(part), "{part}");
+    }
+    let links = html.matches("src=\"").count() - html.matches("src=\"data:").count() + html.matches("href=").count();
+    assert_eq!(links, 0, "nothing is fetched");
+    assert!(stage.path("second/report.html").is_file(), "each run leaves its own page");
+    let output = trainer().args(["report", "--run", "/nowhere"]).output().expect("run");
+    assert!(!output.status.success() && String::from_utf8_lossy(&output.stderr).contains("/nowhere/recipe.toml"));
+}
+
+#[test]
+fn metrics_lines_hold_speed_utilisation_and_memory() {
+    let stage = Stage::new("freeze_vision");
+    stage.train(&["run.max_steps=6", "logging.every=2", "logging.peak_tflops=0.001"], &Resume::Fresh).expect("a run");
+    let lines = stage.metrics("run");
+    assert_eq!(lines.iter().map(|line| line.step).collect::<Vec<_>>(), [1, 2, 4, 6]);
+    for line in &lines {
+        let mfu = line.mfu.expect("counted");
+        assert!(mfu > 0.0 && line.tokens_per_second > line.label_tokens_per_second, "{line:?}");
+        assert!(line.images_per_second > 0.0 && line.images_per_second <= line.samples_per_second, "{line:?}");
+        // The tokens and their operations go together: both are over the same seconds.
+        let per_token = mfu * 1e9 / line.tokens_per_second;
+        assert!((3e4..3e6).contains(&per_token), "{per_token}");
+    }
+    if cfg!(target_os = "linux") {
+        let last = &lines[3];
+        assert!(last.memory_bytes.expect("told") <= last.peak_memory_bytes.expect("told"));
+    }
+    let card: Value =
+        serde_json::from_str(&std::fs::read_to_string(stage.path("run/run.json")).expect("there")).expect("JSON");
+    assert_eq!((card["samples"].as_u64(), card["peak"]["is_measured"].as_bool()), (Some(36), Some(false)));
+}
+
+#[test]
+fn a_resumed_run_tells_tensorboard_where_it_goes_on() {
+    let stage = Stage::new("freeze_vision_and_llm");
+    stage.train(&["run.max_steps=5"], &Resume::Fresh).expect("a run");
+    stage.train(&["run.max_steps=8"], &Resume::Auto).expect("longer");
+    let files = std::fs::read_dir(stage.path("run/tensorboard")).expect("there");
+    let bytes: Vec<u8> =
+        files.flat_map(|file| std::fs::read(file.expect("an entry").path()).expect("readable")).collect();
+    // Field 2 `step`, then field 7 `session_log` with status START.
+    let starts = |step: u8| bytes.windows(6).filter(|found| *found == [0x10, step, 0x3a, 2, 8, 1]).count();
+    assert_eq!([1, 6, 7].map(starts), [1, 1, 0]);
+    let silent = format!("run.output={}", stage.path("silent").display());
+    stage.train(&["run.max_steps=4", "logging.tensorboard=false", &silent], &Resume::Fresh).expect("a run");
+    assert!(!stage.path("silent/tensorboard").exists());
+}
+
+#[test]
+fn prometheus_reads_a_run_while_it_goes_on() {
+    let stage = Stage::new("freeze_vision");
+    let port = std::net::TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("free");
+    let sets = ["run.max_steps=100000".to_owned(), format!("logging.metrics={port}"), "checkpoint.every=100000".into()];
+    let mut child = stage.command(&sets, &[]).spawn().expect("spawned");
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let page = loop {
+        assert!(Instant::now() < deadline && child.try_wait().expect("a child").is_none(), "no metrics");
+        let page = read_metrics_page(&port.to_string());
+        if page.contains("vela_trainer_loss") {
+            break page;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    child.kill().and_then(|()| child.wait()).expect("ended");
+    for name in ["step", "loss", "learning_rate{group=\"projector\"}", "mfu_ratio", "data_wait_ratio"] {
+        assert!(page.contains(&format!("vela_trainer_{name} ")), "{name}: {page}");
+    }
+}
+
+fn read_metrics_page(address: &str) -> String {
+    let mut page = String::new();
+    if let Ok(mut stream) = TcpStream::connect(address) {
+        let asked = stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+        let _ = asked.and_then(|()| stream.read_to_string(&mut page));
+    }
+    page
+}
