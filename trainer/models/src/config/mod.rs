@@ -273,8 +273,8 @@ impl VlmConfig {
         self.check()
     }
 
-    /// Writes `config.json` as `LlavaForConditionalGeneration` has it. Keys of ours say what that class does not know and
-    /// are absent where it does: `projector_type`, `vision_feature_norm`, `lora`.
+    /// Writes `config.json` as `LlavaForConditionalGeneration` has it. Keys of ours say what that class does not know
+    /// and are absent where it does: `projector_type`, `vision_feature_norm`, `lora`.
     pub fn save(&self, dir: &Path) -> Result<(), ModelError> {
         self.save_as(dir, WeightDtype::F32)
     }
