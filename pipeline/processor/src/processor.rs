@@ -93,8 +93,8 @@ impl Processor {
         Self::load_parts(dir, dir, options)
     }
 
-    /// [`Processor::load`] of a language model's folder and a vision tower's, of which `preprocessor_config.json` is read
-    /// and nothing else: the processor of a model joined from the two.
+    /// [`Processor::load`] of a language model's folder and a vision tower's, of which `preprocessor_config.json` is
+    /// read and nothing else: the processor of a model joined from the two.
     ///
     /// # Errors
     /// As [`Processor::load`].

@@ -1,6 +1,6 @@
 //! Writes models as Vela saves and exports them, each with a batch, its logits and a greedy answer, for
-//! `tests/golden/models/check_export.py` to open in `transformers` and PEFT: one fresh model per pair of families, adapters
-//! alone and merged, and every joined golden checkpoint loaded and saved again.
+//! `tests/golden/models/check_export.py` to open in `transformers` and PEFT: one fresh model per pair of families,
+//! adapters alone and merged, and every joined golden checkpoint loaded and saved again.
 //!
 //! `cargo run -p vela-models --example export_check -- OUTPUT_DIR`
 
@@ -104,7 +104,8 @@ fn fresh(vision: VisionFamily, language: LanguageFamily, targets: &[&str]) -> Re
     Ok(Vlm::init(config, 5, &|name| name.contains("lora_"), &Device::Cpu)?)
 }
 
-/// Exports `model`, and what `adapted` adds to it into the folder `adapter` beside it; the batch is answered by the latter.
+/// Exports `model`, and what `adapted` adds to it into the folder `adapter` beside it; the batch is answered by the
+/// latter.
 fn export(model: &Vlm, dir: &Path, adapted: Option<&Vlm>) -> Result<(), Box<dyn Error>> {
     let own = dir.with_extension("own");
     model.save(&own)?;

@@ -1,7 +1,7 @@
 //! A Vela folder as `transformers` opens it: `LlavaForConditionalGeneration`, or an adapter for one in PEFT's layout.
 //!
-//! Some models say the same in another form there: the first Qwen is written as Qwen2 (its fused linear cut in three), a
-//! single linear as two without an activation between, the second the identity. What has no form there is refused.
+//! Some models say the same in another form there: the first Qwen is written as Qwen2 (its fused linear cut in three),
+//! a single linear as two without an activation between, the second the identity. What has no form there is refused.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -39,8 +39,8 @@ pub struct Export<'a> {
 type Views<'data> = BTreeMap<String, TensorView<'data>>;
 
 impl Export<'_> {
-    /// Writes the whole model into `output`, an existing folder; adapters are merged into the weights they adapt. The file
-    /// is mapped and copied tensor by tensor. Gives the config that was written.
+    /// Writes the whole model into `output`, an existing folder; adapters are merged into the weights they adapt. The
+    /// file is mapped and copied tensor by tensor. Gives the config that was written.
     ///
     /// Errors: a model for which `LlavaForConditionalGeneration` has no form, by key; those of [`crate::Vlm::load`].
     pub fn write(&self, output: &Path) -> Result<VlmConfig, ModelError> {

@@ -1,11 +1,11 @@
 //! Language models: Qwen2, Llama, Qwen3 and the first Qwen, decoder-only, with grouped-query attention and a key-value
 //! cache.
 //!
-//! The computation follows `Qwen2ForCausalLM`, `LlamaForCausalLM` and `Qwen3ForCausalLM` of `transformers`, which differ
-//! in the biases of the query, key and value projections, in norms of heads and in the scaling of rotary frequencies,
-//! and `QWenLMHeadModel` of Qwen-7B's own repository, which differs from Qwen2 in names alone as long as a row is no
-//! longer than its `seq_length`: query, key and value are one linear, and the gated half of the feed-forward part is the
-//! second (`w2`).
+//! The computation follows `Qwen2ForCausalLM`, `LlamaForCausalLM` and `Qwen3ForCausalLM` of `transformers`, which
+//! differ in the biases of the query, key and value projections, in norms of heads and in the scaling of rotary
+//! frequencies, and `QWenLMHeadModel` of Qwen-7B's own repository, which differs from Qwen2 in names alone as long as a
+//! row is no longer than its `seq_length`: query, key and value are one linear, and the gated half of the feed-forward
+//! part is the second (`w2`).
 //!
 //! Shape suffixes: B batch, T positions of this call, S positions with the cached ones, D width of the model, X heads
 //! side by side, W width of a head, V vocabulary, N = B * T rows.

@@ -76,9 +76,9 @@ impl Param {
 
 /// A model's parameters under the names of a `LlavaForConditionalGeneration` file, always visited in name order.
 ///
-/// Names start with the component: `vision_tower.vision_model.`, `multi_modal_projector.`, `language_model.model.` or
-/// `language_model.lm_head.` (absent when tied). Trainable parameters are variables, frozen ones plain tensors, for
-/// which candle records no operation.
+/// Names start with the component: `vision_tower.vision_model.`, `multi_modal_projector.`, `language_model.model.`
+/// (`language_model.transformer.` of the first Qwen) or `language_model.lm_head.` (absent when tied). Trainable
+/// parameters are variables, frozen ones plain tensors, for which candle records no operation.
 #[derive(Clone, Debug)]
 pub struct Params {
     entries: BTreeMap<String, Param>,

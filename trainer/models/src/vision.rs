@@ -1,8 +1,8 @@
 //! Vision towers: CLIP, Chinese-CLIP and SigLIP, up to the hidden states that become image features.
 //!
 //! The computation follows `CLIPVisionModel`, `ChineseCLIPVisionModel` and `SiglipVisionModel` of `transformers`.
-//! Blocks after the last state asked for, the norm after the blocks (unless it is asked for) and SigLIP's pooling head are
-//! held, for a saved folder must have them, and never computed.
+//! Blocks after the last state asked for, the norm after the blocks (unless it is asked for) and SigLIP's pooling head
+//! are held, for a saved folder must have them, and never computed.
 //!
 //! Shape suffixes: N images, C channels, Y X image rows and columns, P patches, S positions (patches and class token),
 //! D width, K values of a patch (channels * patch height * patch width), F features (D * number of states).

@@ -55,11 +55,25 @@ fn changed(mut config: Value, pointer: &str, value: Value) -> Value {
 }
 
 #[test]
-fn siglip_gives_729_tokens_and_chinese_clip_196_after_its_class_token_is_dropped() {
+fn defect_05_siglip_gives_729_tokens_and_chinese_clip_196_after_its_class_token_is_dropped() {
     let (english, chinese) = (load(&english()).unwrap(), load(&chinese()).unwrap());
     assert_eq!((english.image_tokens(), chinese.image_tokens()), (729, 196));
     assert_eq!((english.vision.family, english.features.states.as_slice()), (VisionFamily::Siglip, &[26][..]));
     assert_eq!((chinese.language.head_dim, chinese.language.rope_scaling.is_none()), (64, true));
+}
+
+#[test]
+fn defect_06_an_image_seq_length_that_is_not_the_towers_is_refused() {
+    // s-mllm's own: ViT-B/16 at 224 pixels, and the number of ViT-L/14 at 336.
+    let told = load(&changed(chinese(), "/image_seq_length", json!(576))).unwrap_err();
+    assert!(told.contains("`image_seq_length`: expected 196") && told.contains("found 576"), "{told}");
+    let (mut large, mut silent) = (chinese(), chinese());
+    for (key, value) in [("image_size", 336), ("patch_size", 14), ("hidden_size", 1024), ("num_attention_heads", 16)] {
+        large["vision_config"][key] = json!(value);
+    }
+    assert!(load(&large).unwrap_err().contains("`image_seq_length`: expected 576"));
+    silent.as_object_mut().unwrap().remove("image_seq_length");
+    assert_eq!(load(&silent).unwrap().image_tokens(), 196);
 }
 
 #[test]

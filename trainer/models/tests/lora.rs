@@ -31,8 +31,8 @@ fn learns(name: &str) -> bool {
 /// The golden base with the golden adapter, from PEFT's file.
 fn golden_model() -> Vlm {
     let base = golden("joined_clip_llama");
-    let mut config = VlmConfig::load(&base).unwrap();
-    config.language.lora = Some(lora(3, &["q_proj", "v_proj", "o_proj", "up_proj", "down_proj"]));
+    let targets = ["q_proj", "v_proj", "o_proj", "up_proj", "down_proj"];
+    let config = VlmConfig::load(&base).unwrap().with_lora(lora(3, &targets)).unwrap();
     let fresh = Fresh { names: &is_adapter, seed: 1 };
     let mut model = Vlm::from_folders(config, &[(Layout::Joined, &base)], fresh, &learns, &DEVICE).unwrap();
     let given = candle_core::safetensors::load(golden(CASE).join("adapter_model.safetensors"), &DEVICE).unwrap();
@@ -128,6 +128,13 @@ fn a_fresh_adapter_changes_nothing_and_its_second_matrix_learns_first() {
             assert!(worst <= 1e-4 * largest.max(1e-3), "{family:?} {name}: {worst} of {largest}");
         }
     }
+}
+
+#[test]
+fn targets_of_another_family_are_refused_with_the_names_there_are() {
+    let config = VlmConfig::load(&golden("joined_clip_llama")).unwrap();
+    let told = config.with_lora(lora(3, &["c_attn"])).unwrap_err().to_string();
+    assert!(told.contains("`lora.targets`") && told.contains("`self_attn.q_proj`"), "{told}");
 }
 
 #[test]

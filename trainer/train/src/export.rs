@@ -46,8 +46,8 @@ pub struct ExportReport {
 /// Makes the folder; it appears whole or not at all.
 ///
 /// # Errors
-/// An output folder that is not empty; a model or processor that cannot be read; a model for which the published class has
-/// no form, by key.
+/// An output folder that is not empty; a model or processor that cannot be read; a model for which the published class
+/// has no form, by key.
 pub fn export(plan: &ExportPlan) -> Result<ExportReport, TrainError> {
     let unusable = |source: ModelError| TrainError::ModelFolder { path: plan.model.clone(), source: Box::new(source) };
     let config = VlmConfig::load(&plan.model).map_err(unusable)?;

@@ -50,15 +50,16 @@ pub struct InitReport {
     pub vocab_size: usize,
     /// Rows that the table got beyond the language model's own, each the mean of those.
     pub rows_added: usize,
-    /// Whether `LlavaForConditionalGeneration` opens the folder as it is; else `trainer export` may say it in its words.
+    /// Whether `LlavaForConditionalGeneration` opens the folder as it is; else `trainer export` may say it in its
+    /// words.
     pub opens_in_transformers: bool,
 }
 
 /// Makes the folder; it appears whole or not at all.
 ///
 /// # Errors
-/// An output folder that is not empty; configs, tokenizers and weights that cannot be read or do not fit, listed; pixels of
-/// another extent than the tower's.
+/// An output folder that is not empty; configs, tokenizers and weights that cannot be read or do not fit, listed;
+/// pixels of another extent than the tower's.
 pub fn init(plan: &InitPlan) -> Result<InitReport, TrainError> {
     let options = ProcessorOptions { template: plan.template.clone(), ..ProcessorOptions::default() };
     let processor = Processor::load_parts(&plan.language, &plan.vision, &options)

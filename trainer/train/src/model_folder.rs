@@ -71,8 +71,8 @@ impl Drop for ModelFolder {
     }
 }
 
-/// Writes the processor's files, and what `transformers` wants beside them: how its own processor counts image tokens, and
-/// the tokens that end an answer.
+/// Writes the processor's files, and what `transformers` wants beside them: how its own processor counts image tokens,
+/// and the tokens that end an answer.
 pub(crate) fn write_for_transformers(processor: &Processor, config: &VlmConfig, dir: &Path) -> Result<(), TrainError> {
     processor.save(dir).map_err(|source| TrainError::Save { path: dir.to_owned(), source: Box::new(source) })?;
     let class_tokens = usize::from(config.vision.family.has_class_token());

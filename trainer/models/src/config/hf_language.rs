@@ -1,5 +1,5 @@
-//! A language model's part of a Hugging Face config, to and from [`LanguageConfig`]: `qwen2`, `llama`, `qwen3`, the first
-//! `qwen`, and `minimind`.
+//! A language model's part of a Hugging Face config, to and from [`LanguageConfig`]: `qwen2`, `llama`, `qwen3`, the
+//! first `qwen`, and `minimind`.
 //!
 //! `minimind` computes and names its tensors as Llama does (first generation) or as Qwen3 does (later ones), so it is
 //! read as one of these and written as it, and `transformers` opens what is written.

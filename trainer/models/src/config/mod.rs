@@ -265,8 +265,16 @@ impl VlmConfig {
         Ok(())
     }
 
-    /// Writes `config.json` as `LlavaForConditionalGeneration` has it. Keys of ours say what that class does not know and
-    /// are absent where it does: `projector_type`, `vision_feature_norm`, `lora`.
+    /// The same model with adapters on its language model's linears.
+    ///
+    /// Errors: numbers that make no adapter, a target that is no linear of the family, dropout.
+    pub fn with_lora(mut self, lora: LoraConfig) -> Result<Self, ModelError> {
+        self.language.lora = Some(lora);
+        self.check()
+    }
+
+    /// Writes `config.json` as `LlavaForConditionalGeneration` has it. Keys of ours say what that class does not know
+    /// and are absent where it does: `projector_type`, `vision_feature_norm`, `lora`.
     pub fn save(&self, dir: &Path) -> Result<(), ModelError> {
         self.save_as(dir, WeightDtype::F32)
     }

@@ -1,4 +1,5 @@
-//! TOML presets: models that start from fresh weights. The vocabulary is the processor's, unless the preset has more rows.
+//! TOML presets: models that start from fresh weights. The vocabulary is the processor's, unless the preset has more
+//! rows.
 
 use std::fs;
 use std::path::Path;

@@ -1,5 +1,5 @@
-//! What becomes of a mapped tensor on its way into another file: some of its rows, merged with an adapter, grown by rows,
-//! in another element type. Nothing is computed before its turn to be written.
+//! What becomes of a mapped tensor on its way into another file: some of its rows, merged with an adapter, grown by
+//! rows, in another element type. Nothing is computed before its turn to be written.
 
 use std::ops::Range;
 use std::str::FromStr;
