@@ -53,14 +53,20 @@ pub(crate) fn charts(lines: &[StepMetrics]) -> Vec<String> {
     std::iter::once(loss_svg("Loss per label token", lines)).chain(others).collect()
 }
 
-fn coloured(curves: Vec<(&str, Vec<(f64, f64)>)>) -> Vec<Curve> {
-    let curve = |((name, points), stroke): ((&str, _), &&'static str)| Curve {
-        name: name.to_owned(),
-        stroke,
-        points: thin(points),
-        dots: false,
-    };
-    curves.into_iter().zip(STROKES.iter().cycle()).map(curve).collect()
+/// A curve for each series; equal ones, which would hide one another, are one curve of several names.
+fn coloured(series: Vec<(&str, Vec<(f64, f64)>)>) -> Vec<Curve> {
+    let mut curves: Vec<Curve> = Vec::new();
+    for (name, points) in series {
+        let points = thin(points);
+        match curves.iter_mut().find(|curve| curve.points == points) {
+            Some(equal) => equal.name = format!("{}, {name}", equal.name),
+            None => {
+                let stroke = STROKES[curves.len() % STROKES.len()];
+                curves.push(Curve { name: name.to_owned(), stroke, points, dots: false });
+            }
+        }
+    }
+    curves
 }
 
 /// (step, value) of the lines that have one.
@@ -129,6 +135,14 @@ mod tests {
         assert_eq!(curves.len(), 3);
         assert!(curves[0].points.len() <= MAX_POINTS + 1);
         assert_eq!(curves[0].points.last().map(|point| point.0), Some(5_000.0));
+    }
+
+    #[test]
+    fn equal_series_are_one_curve_of_both_names() {
+        let line = |height: f64| vec![(1.0, height), (2.0, 2.0 * height)];
+        let curves = coloured(vec![("a", line(1.0)), ("b", line(3.0)), ("c", line(1.0))]);
+        assert_eq!(curves.iter().map(|curve| curve.name.as_str()).collect::<Vec<_>>(), ["a, c", "b"]);
+        assert_ne!(curves[0].stroke, curves[1].stroke);
     }
 
     #[test]

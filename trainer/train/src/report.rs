@@ -122,8 +122,8 @@ fn write_summary(html: &mut String, stage: &Stage) {
         ("validation loss", validation.map_or_else(|| "not measured".to_owned(), label)),
         ("samples/s", median(&stage.lines, |line| Some(line.samples_per_second))),
         ("tokens/s", median(&stage.lines, |line| Some(line.tokens_per_second))),
-        ("MFU", median(&stage.lines, |line| line.mfu.map(|mfu| 100.0 * mfu)) + " %"),
-        ("waiting for data", median(&stage.lines, |line| Some(100.0 * line.data_wait)) + " %"),
+        ("MFU", median(&stage.lines, |line| line.mfu.map(percent)) + " %"),
+        ("waiting for data", median(&stage.lines, |line| Some(percent(line.data_wait))) + " %"),
         ("time", in_hours(last.seconds)),
     ];
     html.push_str("<dl class=\"tiles\">\n");
@@ -131,6 +131,11 @@ fn write_summary(html: &mut String, stage: &Stage) {
         let _ = writeln!(html, "<div><dt>{name}</dt><dd>{}</dd></div>", escape(&value));
     }
     html.push_str("</dl>\n");
+}
+
+/// With one digit behind the point.
+fn percent(share: f64) -> f64 {
+    (1000.0 * share).round() / 10.0
 }
 
 /// The median over all lines, for a rate that differs from line to line.
