@@ -93,7 +93,7 @@ impl LengthsSums {
         let [num_records, block_rows, num_groups] = [8, 16, 24].map(|at| word_at(header, at));
         let group_bytes = usize::try_from(num_groups).ok()?.checked_mul(GROUP_BYTES)?;
         let (groups, sums) = rest.split_at_checked(group_bytes)?;
-        let groups: Vec<LengthGroup> = groups.as_chunks::<GROUP_BYTES>().0.iter().map(|group| decode(group)).collect();
+        let groups: Vec<LengthGroup> = groups.as_chunks::<GROUP_BYTES>().0.iter().map(decode).collect();
         let num_blocks = num_records.checked_div(block_rows)? + u64::from(!num_records.is_multiple_of(block_rows));
         let is_whole = header[..8] == MAGIC
             && usize::try_from(num_blocks).ok()?.checked_mul(SUM_BYTES)? == sums.len()
