@@ -78,7 +78,7 @@ fn features_of_another_tower_and_towers_that_learn_are_refused() {
     let stage = stage("full");
     encode(&options(&stage, FeatureType::F32, "features"), &vela_runtime::Shutdown::new()).expect("encoded");
     let data = format!("data.shards={}", stage.path("features").display());
-    assert_refused(&stage, &[data.clone()], &["vision tower", "one that learns", "train from pixels"]);
+    assert_refused(&stage, std::slice::from_ref(&data), &["vision tower", "one that learns", "train from pixels"]);
     // A few steps of full training make it another tower.
     stage.train(&["run.max_steps=4"], &Resume::Fresh).expect("a full run");
     let sets = [
