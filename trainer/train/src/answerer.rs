@@ -70,7 +70,6 @@ pub struct ProcessedQuestion {
 }
 
 /// What it takes to answer.
-#[derive(Clone, Copy)]
 pub(crate) struct Answerer<'a> {
     pub(crate) processor: &'a Processor,
     pub(crate) model: &'a Vlm,

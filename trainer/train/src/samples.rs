@@ -46,7 +46,7 @@ pub fn read_answers(path: &Path) -> Result<Vec<SampleAnswers>, TrainError> {
 /// Asks every question of the recipe.
 pub(crate) fn answer_samples(
     samples: &RawSamples,
-    answerer: Answerer<'_>,
+    answerer: &Answerer<'_>,
     step: u64,
 ) -> Result<SampleAnswers, TrainError> {
     let questions: Vec<Question> = samples.questions.iter().map(to_question).collect();

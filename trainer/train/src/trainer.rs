@@ -253,7 +253,7 @@ impl Trainer {
             return Ok(());
         };
         let answerer = Answerer { processor: &self.processor, model: &self.stepper.model, pixels: &self.pixels };
-        let line = answer_samples(samples, answerer, self.state.step)?;
+        let line = answer_samples(samples, &answerer, self.state.step)?;
         for said in &line.answers {
             progress.note(&format!("after step {}: {} -> {}", line.step, said.question, said.answer));
         }
