@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use candle_core::Device;
-use vela_models::{Fresh, Layout, ModelPreset, Vlm, VlmConfig};
+use vela_models::{Fresh, Layout, LoraConfig, ModelError, ModelPreset, Vlm, VlmConfig, is_adapter};
 use vela_processor::{Processor, ProcessorOptions};
 use vela_types::{BatchSource, ProcessorSummary};
 
@@ -11,7 +11,7 @@ use crate::checkpoint::{Checkpoints, TrainerState, load_moments};
 use crate::error::TrainError;
 use crate::groups::Component;
 use crate::optimizer::Optimizer;
-use crate::recipe::{Recipe, WeightOrigin};
+use crate::recipe::{RawLora, Recipe, WeightOrigin};
 
 /// The folder of a model: `path`, or the newest checkpoint if `path` is a run folder.
 fn model_folder(path: &Path) -> Result<PathBuf, TrainError> {
@@ -33,7 +33,6 @@ pub(crate) fn open_model(
     checkpoint: Option<&Path>,
     data: &ProcessorSummary,
 ) -> Result<Vlm, TrainError> {
-    refuse_adapters(recipe)?;
     let place = &model_folder(checkpoint.unwrap_or_else(|| recipe.weights().path()))?;
     let fault = |source| TrainError::ModelFolder { path: place.to_owned(), source: Box::new(source) };
     let config = match (checkpoint, recipe.weights()) {
@@ -42,18 +41,20 @@ pub(crate) fn open_model(
         }
         _ => VlmConfig::load(place),
     };
-    let config = config.map_err(fault)?;
+    let found = config.map_err(fault)?;
+    let has_adapters = found.language.lora.is_some();
+    let config = with_adapters(found, recipe).map_err(fault)?;
     let num_blocks = config.language.num_layers;
     let trains = |name: &str| recipe.groups().of(name, num_blocks).is_some();
-    let in_projector = |name: &str| Component::of(name) == Some(Component::Projector);
+    let fresh_projector = matches!(recipe.weights(), WeightOrigin::Folder { fresh_projector: true, .. });
+    let is_fresh = |name: &str| {
+        let in_projector = Component::of(name) == Some(Component::Projector);
+        checkpoint.is_none() && ((fresh_projector && in_projector) || (!has_adapters && is_adapter(name)))
+    };
     let (device, folders) = (&Device::Cpu, [(Layout::Joined, place.as_path())]);
     let model = match (checkpoint, recipe.weights()) {
         (None, WeightOrigin::Preset(_)) => Vlm::init(config, recipe.seed(), &trains, device),
-        (None, WeightOrigin::Folder { fresh_projector: true, .. }) => {
-            let fresh = Fresh { names: &in_projector, seed: recipe.seed() };
-            Vlm::from_folders(config, &folders, fresh, &trains, device)
-        }
-        _ => Vlm::from_folders(config, &folders, Fresh::NONE, &trains, device),
+        _ => Vlm::from_folders(config, &folders, Fresh { names: &is_fresh, seed: recipe.seed() }, &trains, device),
     };
     let model = model.map_err(fault)?;
     recipe.groups().check_names(model.params().iter().map(|(name, _, _)| name), num_blocks)?;
@@ -67,15 +68,18 @@ pub(crate) fn open_frozen(path: &Path) -> Result<Vlm, TrainError> {
         .map_err(|source| TrainError::ModelFolder { path: folder, source: Box::new(source) })
 }
 
-/// The language models of this build have no place for adapters yet.
-fn refuse_adapters(recipe: &Recipe) -> Result<(), TrainError> {
-    match recipe.settings().lora {
-        None => Ok(()),
-        Some(_) => Err(TrainError::Recipe {
-            key: "train_type".to_owned(),
-            expected: "another than `lora`, whose adapters this build cannot train".to_owned(),
-            found: "lora".to_owned(),
+/// `config` with the adapters of `[lora]`, if the recipe has them. A folder that has adapters already must have these: they go on.
+fn with_adapters(config: VlmConfig, recipe: &Recipe) -> Result<VlmConfig, ModelError> {
+    let Some(RawLora { rank, alpha, dropout, targets }) = recipe.settings().lora.clone() else { return Ok(config) };
+    let wanted = LoraConfig { rank, alpha, targets, dropout };
+    match &config.language.lora {
+        Some(found) if *found != wanted => Err(ModelError::Config {
+            key: "lora".to_owned(),
+            expected: format!("{wanted:?}, as the recipe says"),
+            found: format!("{found:?}"),
         }),
+        Some(_) => Ok(config),
+        None => config.with_lora(wanted),
     }
 }
 

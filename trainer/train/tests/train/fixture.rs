@@ -92,11 +92,18 @@ impl Stage {
         let groups: String = match train_type {
             "freeze_vision_and_llm" => &["projector"][..],
             "freeze_vision" => &["projector", "language_model"],
+            "lora" => &["projector"],
             _ => &["projector", "language_model", "vision_tower"],
         }
         .iter()
         .map(|group| format!("{group}.lr = {}\n", rates[group]))
         .collect();
+        let groups = match train_type {
+            "lora" => {
+                format!("{groups}lora.lr = 2e-3\n[lora]\nrank = 2\nalpha = 4.0\ntargets = ['q_proj', 'v_proj']\n")
+            }
+            _ => groups,
+        };
         let text = format!(
             "train_type = \"{train_type}\"\n[run]\noutput = '{}'\nseed = 3\nmax_steps = {}\n\
              [data]\nshards = '{}'\nshuffle = false\nprefetch = \"1MiB\"\n\

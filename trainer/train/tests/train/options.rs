@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use candle_core::{Device, Tensor};
-use vela_models::Vlm;
+use vela_models::{Vlm, is_adapter};
 use vela_train::{Chat, Question, Resume, SkippedStep, TrainError, read_answers};
 use vela_types::ImageRef;
 
@@ -169,4 +169,33 @@ fn a_presets_fresh_weights_learn() {
     stage.train(&["run.max_steps=20", "batch.global=36", "batch.micro=36"], &Resume::Fresh).expect("a run");
     let lines = stage.metrics("run");
     assert!(lines[19].loss < lines[0].loss - 0.05, "{} {}", lines[0].loss, lines[19].loss);
+}
+
+#[test]
+fn adapters_and_projector_learn_and_nothing_else() {
+    let stage = Stage::new("lora");
+    let checkpoint = stage.train(&["run.max_steps=5"], &Resume::Fresh).expect("a run").checkpoint.expect("one");
+    let trained = Vlm::load(&checkpoint, &|_| false, &Device::Cpu).expect("a model folder");
+    let base = Vlm::load(&golden().join("model"), &|_| false, &Device::Cpu).expect("a model folder");
+    let values = |tensor: &Tensor| -> Vec<f32> { tensor.flatten_all().and_then(|flat| flat.to_vec1()).expect("f32") };
+    let adapters = trained.params().iter().filter(|(name, _, _)| is_adapter(name)).count();
+    assert_eq!(adapters, 2 * 2 * 2, "A and B of two linears in two blocks");
+    for (name, tensor, _) in trained.params().iter() {
+        let before = base.params().iter().find(|before| before.0 == name);
+        let is_trained = is_adapter(name) || name.starts_with("multi_modal_projector.");
+        match before {
+            Some(before) => assert_eq!(values(before.1) != values(tensor), is_trained, "{name}"),
+            // Both parts have learned: `B` started at zero.
+            None => assert!(values(tensor).iter().any(|&value| value != 0.0), "{name}"),
+        }
+    }
+    // The checkpoint is a model with adapters: other ones are refused, its own go on.
+    let from = format!("model.path={}", checkpoint.display());
+    let on = [&from, "run.output=OUT", "run.max_steps=6"]
+        .map(|set| set.replace("OUT", &stage.path("on").display().to_string()));
+    let on: Vec<&str> = on.iter().map(String::as_str).collect();
+    let told = stage.train(&[&on[..], &["lora.rank=3"]].concat(), &Resume::Fresh).expect_err("another rank");
+    let cause = std::error::Error::source(&told).expect("the model's refusal").to_string();
+    assert!(cause.contains("`lora`"), "{cause}");
+    assert_eq!(stage.train(&on, &Resume::Fresh).expect("its own").steps, 6);
 }

@@ -186,3 +186,8 @@ fn a_part_of_the_language_model_resumes_from_every_step() {
 fn a_full_run_resumes_from_every_step() {
     assert_every_step_can_be_resumed("full", &["guard.non_finite=skip", "schedule.kind=linear"]);
 }
+
+#[test]
+fn adapters_resume_from_every_step() {
+    assert_every_step_can_be_resumed("lora", &[]);
+}
