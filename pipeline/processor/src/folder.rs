@@ -58,6 +58,11 @@ impl Folder {
         images: &Path,
         options: &ProcessorOptions,
     ) -> Result<(Self, Settings), ProcessorError> {
+        for dir in [dir, images] {
+            if !dir.is_dir() {
+                return Err(ProcessorError::MissingFile { dir: dir.to_path_buf(), expected: "a folder of that name" });
+            }
+        }
         let mut folder = Self { files: BTreeMap::new() };
         for name in FILES {
             let dir = if name == PREPROCESSOR_FILE { images } else { dir };

@@ -185,10 +185,10 @@ pub enum TrainError {
         /// What is there, and how to go on.
         what: &'static str,
     },
-    /// A file of a run folder cannot be read.
-    #[error("`{}` is not the file of a run: {fault}", path.display())]
+    /// A run folder, or a file of one, cannot be read.
+    #[error("`{}` is not of a run: {fault}", path.display())]
     RunFile {
-        /// The file.
+        /// The folder or file.
         path: PathBuf,
         /// What is wrong with it.
         fault: String,

@@ -111,6 +111,10 @@ impl RunCard {
 /// The resolved recipe of the run in `folder`: its text, and the recipe.
 pub(crate) fn load_recipe(folder: &Path) -> Result<(String, Recipe), TrainError> {
     let path = folder.join("recipe.toml");
+    if !path.exists() {
+        let fault = "it holds no `recipe.toml`; name a folder that `trainer train` wrote".to_owned();
+        return Err(TrainError::RunFile { path: folder.to_owned(), fault });
+    }
     let text = std::fs::read_to_string(&path).map_err(TrainError::io("read", &path))?;
     Ok((text, Recipe::load(&path, &[])?))
 }

@@ -16,6 +16,21 @@ fn with_questions(stage: &Stage) -> String {
 }
 
 #[test]
+fn folders_that_are_not_there_are_told_by_their_names() {
+    let stage = Stage::new("freeze_vision");
+    let nowhere = stage.path("nowhere");
+    let told = |command: &mut std::process::Command| {
+        let output = command.output().expect("run");
+        assert_eq!(output.status.code(), Some(2));
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    let report = told(trainer().args(["report", "--run"]).arg(&nowhere));
+    assert!(report.contains("nowhere") && report.contains("`trainer train`"), "{report}");
+    let encode = told(trainer().args(["encode", "--shards", "s", "--output", "o", "--model"]).arg(&nowhere));
+    assert!(encode.contains("nowhere") && encode.contains("a folder of that name"), "{encode}");
+}
+
+#[test]
 fn a_page_about_both_stages_needs_no_other_file() {
     let stage = Stage::new("freeze_vision");
     let questions = with_questions(&stage);
@@ -40,7 +55,7 @@ fn a_page_about_both_stages_needs_no_other_file() {
     assert_eq!(links, 0, "nothing is fetched");
     assert!(stage.path("second/report.html").is_file(), "each run leaves its own page");
     let output = trainer().args(["report", "--run", "/nowhere"]).output().expect("run");
-    assert!(!output.status.success() && String::from_utf8_lossy(&output.stderr).contains("/nowhere/recipe.toml"));
+    assert!(!output.status.success() && String::from_utf8_lossy(&output.stderr).contains("/nowhere` is not of a run"));
 }
 
 #[test]
