@@ -35,11 +35,12 @@ const DROPPED: [u32; 2] = [CONST_BITS - KEPT_BITS, CONST_BITS + KEPT_BITS + 3];
 /// A product in a block's first row of a larger amount might wrap in the library where it saturates here.
 const MAX_FIRST: i16 = i16::MAX >> KEPT_BITS;
 
-/// Coefficients as the file has them: row by row, in each row those of all lanes side by side.
+/// Coefficients as the file has them: row by row, in each row those of all lanes, the even lanes first: interleaving two
+/// vectors of them brings the lanes in order.
 #[repr(align(64))]
 pub(super) struct Blocks([i16; BLOCKS]);
 
-/// Samples: two rows at a time, in each pair those of all lanes, first a lane's upper row.
+/// Samples: row by row, in each row those of all lanes side by side.
 #[repr(align(64))]
 pub(super) struct Samples([u8; 64 * LANES]);
 
@@ -48,11 +49,10 @@ impl Samples {
         Self([0; 64 * LANES])
     }
 
-    /// A row of the block in `lane`.
+    /// A row of the `N / 8` blocks from `lane` on.
     #[inline(always)]
-    pub(super) fn row(&self, lane: usize, row: usize) -> &[u8; 8] {
-        let at = row / 2 * 16 * LANES + lane % LANES * 16 + row % 2 * 8;
-        self.0[at..].first_chunk().expect("eight samples follow each row's first")
+    pub(super) fn row<const N: usize>(&self, lane: usize, row: usize) -> &[u8; N] {
+        self.0[row * ROW + lane * 8..].first_chunk().expect("the lanes asked for are in the row")
     }
 }
 
@@ -64,22 +64,19 @@ impl Blocks {
     /// A lane's first coefficient and what follows: row by row, [`ROW`] from one to the next.
     #[inline(always)]
     pub(super) fn lane(&mut self, lane: usize) -> &mut [i16; 256] {
-        self.0[lane % LANES * 8..].first_chunk_mut().expect("the last lane has as much behind it")
+        let place = lane % VECTOR_LANES * VECTOR_LANES + lane % LANES / VECTOR_LANES;
+        self.0[place * 8..].first_chunk_mut().expect("the last lane has as much behind it")
     }
 
     /// Multiplies by the quantisation steps, transforms, and leaves the coefficients zero. False, and the samples mean
     /// nothing, where the library might differ.
     #[target_feature(enable = "avx2")]
     pub(super) fn transform(&mut self, steps: &[i16; 64], samples: &mut Samples) -> bool {
-        let mut is_exact = true;
-        for first in (0..LANES).step_by(VECTOR_LANES) {
-            is_exact &= match has_vnni() {
-                // SAFETY: the instructions are there.
-                true => unsafe { vnni::transform(self, steps, samples, first) },
-                false => plain::transform(self, steps, samples, first),
-            };
+        match has_vnni() {
+            // SAFETY: the instructions are there.
+            true => unsafe { vnni::transform(self, steps, samples) },
+            false => plain::transform(self, steps, samples),
         }
-        is_exact
     }
 }
 
@@ -101,9 +98,24 @@ type Wide = [__m256i; 2];
 /// The transform, with `$dot` to multiply pairs and add to a sum.
 macro_rules! transform {
     ($features:literal, $dot:path) => {
-        /// The vector of lanes from `first` on.
+        /// All lanes.
         #[target_feature(enable = $features)]
-        pub(super) fn transform(blocks: &mut Blocks, steps: &[i16; 64], samples: &mut Samples, first: usize) -> bool {
+        pub(super) fn transform(blocks: &mut Blocks, steps: &[i16; 64], samples: &mut Samples) -> bool {
+            let (even, is_even_exact) = transform_vector(blocks, steps, 0);
+            let (odd, is_odd_exact) = transform_vector(blocks, steps, VECTOR_LANES);
+            for (pair, (even, odd)) in even.into_iter().zip(odd).enumerate() {
+                let (upper, lower) = (_mm256_unpacklo_epi64(even, odd), _mm256_unpackhi_epi64(even, odd));
+                for (to, bytes) in samples.0[pair * 2 * ROW..][..2 * ROW].chunks_exact_mut(ROW).zip([upper, lower]) {
+                    // SAFETY: 32 bytes.
+                    unsafe { _mm256_storeu_si256(to.as_mut_ptr().cast(), bytes) };
+                }
+            }
+            is_even_exact && is_odd_exact
+        }
+
+        /// The vector of lanes from the place `first` on: two rows in each result.
+        #[target_feature(enable = $features)]
+        fn transform_vector(blocks: &mut Blocks, steps: &[i16; 64], first: usize) -> ([__m256i; 4], bool) {
             let mut rows = [_mm256_setzero_si256(); 8];
             for (row, to) in rows.iter_mut().enumerate() {
                 let from = &mut blocks.0[row * ROW + first * 8..][..8 * VECTOR_LANES];
@@ -116,14 +128,10 @@ macro_rules! transform {
                 }
             }
             let columns = transposed(pass::<{ DROPPED[0] }>(rows));
-            for (pair, bytes) in rows_of_bytes(pass::<{ DROPPED[1] }>(columns)).into_iter().enumerate() {
-                let to = &mut samples.0[(pair * LANES + first) * 16..][..16 * VECTOR_LANES];
-                // SAFETY: 32 bytes.
-                unsafe { _mm256_storeu_si256(to.as_mut_ptr().cast(), bytes) };
-            }
             let is_above = _mm256_cmpgt_epi16(rows[0], _mm256_set1_epi16(MAX_FIRST));
             let is_below = _mm256_cmpgt_epi16(_mm256_set1_epi16(-MAX_FIRST), rows[0]);
-            _mm256_movemask_epi8(_mm256_or_si256(is_above, is_below)) == 0
+            let is_exact = _mm256_movemask_epi8(_mm256_or_si256(is_above, is_below)) == 0;
+            (rows_of_bytes(pass::<{ DROPPED[1] }>(columns)), is_exact)
         }
 
         /// Two factors for `madd`, the first for the lower half.

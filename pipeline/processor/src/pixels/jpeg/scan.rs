@@ -175,14 +175,32 @@ impl Pending {
         if !self.blocks.transform(&self.component.steps, &mut samples) {
             return Err(Unreadable);
         }
-        for (lane, place) in self.places[..self.num_lanes].iter().enumerate() {
-            let Some((top, left)) = *place else { continue };
-            for (row, to) in plane[top..top + 8].iter_mut().enumerate() {
-                to[left..left + 8].copy_from_slice(samples.row(lane, row));
+        match side_by_side(&self.places[..self.num_lanes]) {
+            Some(place) => put::<{ 8 * LANES }>(plane, place, &samples, 0),
+            None => {
+                for (lane, place) in self.places[..self.num_lanes].iter().enumerate() {
+                    place.iter().for_each(|&place| put::<8>(plane, place, &samples, lane));
+                }
             }
         }
         self.num_lanes = 0;
         Ok(())
+    }
+}
+
+/// The place of the first lane, if all lanes are in use and one block follows the other in a row.
+#[inline(always)]
+fn side_by_side(places: &[Option<(usize, usize)>]) -> Option<(usize, usize)> {
+    let [Some((top, left)), ..] = *places else { return None };
+    let follows = |(lane, place): (usize, &Option<_>)| *place == Some((top, left + lane * 8));
+    (places.len() == LANES && places.iter().enumerate().all(follows)).then_some((top, left))
+}
+
+/// Copies the blocks of `N` columns from `lane` on.
+#[inline(always)]
+fn put<const N: usize>(plane: &mut Plane<'_>, (top, left): (usize, usize), samples: &Samples, lane: usize) {
+    for (row, to) in plane[top..top + 8].iter_mut().enumerate() {
+        to[left..left + N].copy_from_slice(samples.row::<N>(lane, row));
     }
 }
 
