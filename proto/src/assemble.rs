@@ -5,6 +5,7 @@ use prost::Message;
 use vela_types::{Batch, DType, HostTensor, ImageSpan, SampleSlot};
 
 use crate::batch::{TENSORS, encode_dtype};
+use crate::checks::PayloadChecks;
 use crate::outline::Outline;
 use crate::payload_pool::PayloadPool;
 use crate::reader::Received;
@@ -24,10 +25,14 @@ const MAX_AXES: usize = 8;
 /// Entries of this much are within every limit.
 const MIN_HEADER_LIMIT: usize = 64 << 10;
 
+/// Bytes that are copied and summed together, so that they are read from memory once.
+const FILL_BYTES: usize = 32 << 10;
+
 /// Collects the parts of one stream into batches. After an error it must be thrown away with its stream.
 #[derive(Debug)]
 pub(crate) struct Assembler {
     max_batch_bytes: usize,
+    verifies_images: bool,
     pool: PayloadPool,
     open: Option<OpenBatch>,
 }
@@ -39,6 +44,7 @@ struct OpenBatch {
     extents: Vec<TensorExtent>,
     num_bytes: usize,
     payload: Vec<u8>,
+    checks: PayloadChecks,
 }
 
 #[derive(Debug)]
@@ -49,9 +55,9 @@ struct TensorExtent {
 }
 
 impl Assembler {
-    /// Refuses batches of more than `max_batch_bytes`.
-    pub(crate) fn new(max_batch_bytes: usize) -> Self {
-        Self { max_batch_bytes, pool: PayloadPool::default(), open: None }
+    /// Refuses batches of more than `max_batch_bytes`, and images whose checksums are wrong if it `verifies_images`.
+    pub(crate) fn new(max_batch_bytes: usize, verifies_images: bool) -> Self {
+        Self { max_batch_bytes, verifies_images, pool: PayloadPool::default(), open: None }
     }
 
     /// The longest message that a batch of its limit may need.
@@ -75,13 +81,14 @@ impl Assembler {
     fn push(&mut self, part: v1::BatchPart, header_bytes: usize) -> Result<Received, WireError> {
         match (part.part, &mut self.open) {
             (Some(Part::Header(header)), None) => {
-                let open = self.open.insert(OpenBatch::new(header, self.max_batch_bytes)?);
+                let open = OpenBatch::new(header, self.max_batch_bytes, self.verifies_images)?;
+                let open = self.open.insert(open);
                 Ok(Received::Header { payload_bytes: open.num_bytes, header_bytes })
             }
             (Some(Part::Header(_)), Some(open)) => Err(out_of_order(&open.expects(), "a header")),
             (Some(Part::Chunk(chunk)), _) => {
                 self.open_chunk(chunk.offset, chunk.data.len())?;
-                self.fill(&chunk.data);
+                self.fill(&chunk.data)?;
                 Ok(Received::Payload(chunk.data.len()))
             }
             (None, _) => Err(WireError::Missing { field: "part" }),
@@ -97,10 +104,15 @@ impl Assembler {
     }
 
     /// Takes the next bytes of the chunk that was opened, no more than it has.
-    pub(crate) fn fill(&mut self, data: &[u8]) {
-        if let Some(open) = &mut self.open {
+    ///
+    /// # Errors
+    /// If they are not what was sent.
+    pub(crate) fn fill(&mut self, data: &[u8]) -> Result<(), WireError> {
+        let Some(open) = &mut self.open else { return Ok(()) };
+        data.chunks(FILL_BYTES).try_for_each(|data| {
             open.payload.extend_from_slice(data);
-        }
+            open.checks.update(data)
+        })
     }
 
     /// The batch under way, once it has all its bytes.
@@ -115,7 +127,7 @@ fn out_of_order(expected: &str, found: &str) -> WireError {
 }
 
 impl OpenBatch {
-    fn new(header: v1::BatchHeader, max_batch_bytes: usize) -> Result<Self, WireError> {
+    fn new(header: v1::BatchHeader, max_batch_bytes: usize, verifies_images: bool) -> Result<Self, WireError> {
         let extents = decode_tensors(&header.tensors)?;
         let total = extents.iter().try_fold(0usize, |total, extent| total.checked_add(extent.num_bytes));
         let num_bytes = total.filter(|total| *total <= max_batch_bytes).ok_or_else(|| {
@@ -127,7 +139,8 @@ impl OpenBatch {
             return Err(WireError::value("header.tensors", "a payload", "0 bytes"));
         }
         check_ids(&header)?;
-        Ok(Self { header, extents, num_bytes, payload: Vec::new() })
+        let checks = payload_checks(&header, &extents, verifies_images)?;
+        Ok(Self { header, extents, num_bytes, payload: Vec::new(), checks })
     }
 
     fn expects(&self) -> String {
@@ -209,6 +222,27 @@ fn decode_tensor(header: &v1::TensorHeader, role: v1::TensorRole, dtype: DType) 
     let shape = shape.map_err(|_| too_large())?;
     let num_bytes = shape.iter().try_fold(dtype.size_in_bytes(), |bytes, &extent| bytes.checked_mul(extent));
     Ok(TensorExtent { dtype, num_bytes: num_bytes.ok_or_else(too_large)?, shape })
+}
+
+/// The pixels come last, images of equal size.
+fn payload_checks(
+    header: &v1::BatchHeader,
+    extents: &[TensorExtent],
+    verifies_images: bool,
+) -> Result<PayloadChecks, WireError> {
+    let tokens = header.token_checksum.ok_or(WireError::Missing { field: "header.token_checksum" })?;
+    let (pixels, others) = extents.split_last().ok_or(WireError::Missing { field: "header.tensors" })?;
+    let (num_images, sums) = (pixels.shape.first().copied().unwrap_or(0), &header.image_checksums);
+    if sums.len() != num_images {
+        return Err(WireError::value(
+            "header.image_checksums",
+            format_args!("one for each of {num_images} images"),
+            sums.len(),
+        ));
+    }
+    let token_bytes = others.iter().map(|extent| extent.num_bytes).sum();
+    let image_bytes = pixels.num_bytes / num_images.max(1);
+    Ok(PayloadChecks::new(token_bytes, tokens, image_bytes, if verifies_images { sums } else { &[] }))
 }
 
 fn check_ids(header: &v1::BatchHeader) -> Result<(), WireError> {

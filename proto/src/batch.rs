@@ -23,6 +23,9 @@ pub(crate) const CHUNK_OFFSET_TAG: u8 = 1 << 3;
 /// Tag of `BatchChunk.data`: field 2, length-delimited.
 pub(crate) const CHUNK_DATA_TAG: u8 = 2 << 3 | 2;
 
+/// Tag of `BatchHeader.header_checksum`: field 9, four bytes.
+pub(crate) const HEADER_CHECKSUM_TAG: u8 = 9 << 3 | 5;
+
 /// The tensors of a batch in the order of the payload, with the element type of each.
 pub(crate) const TENSORS: [(TensorRole, DType); 5] = [
     (TensorRole::InputIds, DType::I32),
@@ -54,6 +57,9 @@ pub(crate) fn encode_dtype(dtype: DType) -> v1::DType {
 
 /// Everything of `batch` but its payload.
 fn batch_header(batch: &ScatteredBatch) -> v1::BatchHeader {
+    let mut tokens = crc32fast::Hasher::new();
+    token_tensors(&batch.rest).iter().for_each(|tensor| tokens.update(tensor.data()));
+    let image_checksums = batch.image_checksums.clone();
     let tensor_header = |((role, dtype), shape): (&(TensorRole, DType), &[usize])| v1::TensorHeader {
         role: (*role).into(),
         dtype: encode_dtype(*dtype).into(),
@@ -75,6 +81,9 @@ fn batch_header(batch: &ScatteredBatch) -> v1::BatchHeader {
         tensors,
         image_spans: spans.collect(),
         samples: slots.collect(),
+        image_checksums,
+        token_checksum: Some(tokens.finalize()),
+        header_checksum: None,
     }
 }
 
@@ -92,12 +101,10 @@ pub struct EncodedPart {
 ///
 /// No byte of a tensor is copied: the pieces share the memory of the tensors and of pixels in pieces, across the seams between them too. Framing: gRPC over HTTP/2,
 /// "Length-Prefixed-Message"; fields: `BatchPart` in `loader.proto`.
-pub fn encode_batch<B: Into<ScatteredBatch>>(batch: B) -> impl Iterator<Item = EncodedPart> + Send + use<B> {
-    encode_scattered(batch.into())
-}
-
-fn encode_scattered(batch: ScatteredBatch) -> impl Iterator<Item = EncodedPart> + Send + use<> {
-    let header = v1::BatchPart { part: Some(Part::Header(batch_header(&batch))) };
+pub fn encode_batch(batch: ScatteredBatch) -> impl Iterator<Item = EncodedPart> + Send + use<> {
+    let mut header = batch_header(&batch);
+    header.header_checksum = Some(crc32fast::hash(&header.encode_to_vec()));
+    let header = v1::BatchPart { part: Some(Part::Header(header)) };
     let mut segments: VecDeque<Bytes> = token_tensors(&batch.rest).map(|tensor| tensor.data().clone()).into();
     segments.extend(batch.pixel_pieces);
     let mut offset = 0u64;

@@ -21,6 +21,16 @@ pub enum WireError {
         /// What it is.
         found: String,
     },
+    /// Bytes that are not those that were sent.
+    #[error("{what} came damaged: expected checksum {expected:08x}, found {found:08x}")]
+    Checksum {
+        /// The header, the tokens, or which image.
+        what: String,
+        /// As the header has it.
+        expected: u32,
+        /// Of what came.
+        found: u32,
+    },
     /// A part of a batch that cannot come here.
     #[error("batch parts out of order: expected {expected}, found {found}")]
     Order {

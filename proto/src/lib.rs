@@ -6,6 +6,7 @@
 
 mod assemble;
 mod batch;
+mod checks;
 mod codec;
 mod error;
 mod info;

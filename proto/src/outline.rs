@@ -3,7 +3,8 @@
 use prost::encoding::{WireType, decode_key, decode_varint};
 use vela_types::{Batch, ImageSpan, SampleSlot};
 
-use crate::batch::TENSORS;
+use crate::batch::{HEADER_CHECKSUM_TAG, TENSORS};
+use crate::checks::check_sum;
 use crate::v1;
 use crate::{MAX_SAMPLES, WireError};
 
@@ -41,7 +42,10 @@ impl Outline {
         let mut outline = Self::default();
         // A second header would be merged into the first.
         visit_fields(message, |field, content| match field {
-            PART_HEADER => visit_fields(content, |field, entry| outline.count(field, entry)),
+            PART_HEADER => {
+                check_header(content)?;
+                visit_fields(content, |field, entry| outline.count(field, entry))
+            }
             _ => Ok(()),
         })?;
         Ok(outline)
@@ -74,6 +78,13 @@ impl Outline {
             false => Err(WireError::value(name, format_args!("at most {most}"), "more")),
         }
     }
+}
+
+/// A header ends with the checksum of what stands before it.
+fn check_header(header: &[u8]) -> Result<(), WireError> {
+    let end = header.split_last_chunk().and_then(|(rest, sum)| Some((rest.strip_suffix(&[HEADER_CHECKSUM_TAG])?, sum)));
+    let (content, sum) = end.ok_or(WireError::Missing { field: "header.header_checksum" })?;
+    check_sum(|| "the header".to_owned(), u32::from_le_bytes(*sum), crc32fast::hash(content))
 }
 
 /// Shows `visit` the number and the content of each field of `message` that has a length.
@@ -116,7 +127,13 @@ mod tests {
             tensors: vec![v1::TensorHeader { role: 5, dtype: 1, shape: vec![u64::MAX; 8] }; 5],
             image_spans: vec![v1::ImageSpan { row: 1, start: 2 }; num_spans],
             samples: vec![slot; num_samples],
+            ..Default::default()
         };
+        sealed(header)
+    }
+
+    fn sealed(mut header: v1::BatchHeader) -> Vec<u8> {
+        header.header_checksum = Some(crc32fast::hash(&header.encode_to_vec()));
         v1::BatchPart { part: Some(Part::Header(header)) }.encode_to_vec()
     }
 
@@ -136,9 +153,14 @@ mod tests {
         for bytes in [&whole[..whole.len() - 1], &[0x0b][..], &[0x0a, 0x05, 0x01][..]] {
             assert!(Outline::of(bytes).expect_err("a refusal").to_string().contains("`BatchPart`"));
         }
+        for bit in 8 * 4..8 * whole.len() {
+            let mut turned = whole.clone();
+            turned[bit / 8] ^= 1 << (bit % 8);
+            assert!(Outline::of(&turned).is_err(), "bit {bit}");
+        }
         let long = v1::TensorHeader { role: 5, dtype: 1, shape: vec![u64::MAX; 20] };
         let header = v1::BatchHeader { tensors: vec![long], ..Default::default() };
-        let long = v1::BatchPart { part: Some(Part::Header(header)) }.encode_to_vec();
+        let long = sealed(header);
         assert!(Outline::of(&long).expect_err("a refusal").to_string().contains("header.tensors"));
     }
 }

@@ -52,15 +52,17 @@ enum Expects {
 }
 
 impl PartReader {
-    /// Refuses batches of more than `max_batch_bytes`.
-    pub fn new(max_batch_bytes: usize) -> Self {
-        Self { assembler: Assembler::new(max_batch_bytes), expects: Expects::Prefix, head: BytesMut::new() }
+    /// Refuses batches of more than `max_batch_bytes`, wrong headers and tokens, and images with other checksums than they were written with
+    /// if it `verifies_images`.
+    pub fn new(max_batch_bytes: usize, verifies_images: bool) -> Self {
+        let assembler = Assembler::new(max_batch_bytes, verifies_images);
+        Self { assembler, expects: Expects::Prefix, head: BytesMut::new() }
     }
 
     /// Takes bytes off the front of `data` until they bring something; `None` once `data` is used up.
     ///
     /// # Errors
-    /// Whatever is not a batch in the order and within the limits of the contract, or is compressed.
+    /// Whatever is not a batch in the order and within the limits of the contract, is compressed, or came damaged.
     pub fn read(&mut self, data: &mut Bytes) -> Result<Option<Received>, WireError> {
         loop {
             if let Some(batch) = self.assembler.take_complete()? {
@@ -128,7 +130,7 @@ impl PartReader {
 
     fn read_payload(&mut self, data: &mut Bytes, left: usize) -> Result<Received, WireError> {
         let piece = data.split_to(left.min(data.len()));
-        self.assembler.fill(&piece);
+        self.assembler.fill(&piece)?;
         self.expects = match left - piece.len() {
             0 => Expects::Prefix,
             left => Expects::Payload(left),

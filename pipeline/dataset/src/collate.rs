@@ -90,6 +90,8 @@ pub(crate) struct Rows {
     shape_bt: [usize; 2],
     shape_nchw: [usize; 4],
     image_spans: Vec<ImageSpan>,
+    /// Of each image, as its shard has it.
+    image_checksums: Vec<u32>,
     samples: Vec<SampleSlot>,
 }
 
@@ -165,6 +167,8 @@ struct SampleDone {
     id: String,
     /// First column of each image.
     starts: Vec<u32>,
+    /// Of each image.
+    checksums: Vec<u32>,
     /// The images, where they stay stored.
     images: Vec<Bytes>,
 }
@@ -232,6 +236,7 @@ impl Rows {
             shape_bt: [num_rows, columns],
             shape_nchw: [num_images, shape.channels as usize, shape.height as usize, shape.width as usize],
             image_spans: Vec::with_capacity(num_images),
+            image_checksums: Vec::with_capacity(num_images),
             samples: Vec::with_capacity(num_rows),
         }
     }
@@ -271,8 +276,9 @@ impl Rows {
 
     /// Lists the samples and images of row `row`.
     fn describe(&mut self, row: u32, slots: &[Slot], done: Vec<SampleDone>) {
-        for (slot, SampleDone { id, starts, images }) in slots.iter().zip(done) {
+        for (slot, SampleDone { id, starts, checksums, images }) in slots.iter().zip(done) {
             self.stored_images.extend(images);
+            self.image_checksums.extend(checksums);
             self.image_spans.extend(starts.into_iter().map(|start| ImageSpan { row, start }));
             let (index, valid) = match *slot {
                 Slot::Sample(index) => (index, true),
@@ -283,7 +289,7 @@ impl Rows {
         }
     }
 
-    /// As [`Rows::into_batch`], the pixels left where they lie.
+    /// As [`Rows::into_batch`], the pixels left where they lie, be they gathered or not.
     pub(crate) fn into_scattered(
         mut self,
         position: Position,
@@ -291,10 +297,14 @@ impl Rows {
         step_label_tokens: u64,
     ) -> Result<ScatteredBatch, DatasetError> {
         let pixel_shape = self.shape_nchw.to_vec();
-        let pixel_pieces = std::mem::take(&mut self.stored_images);
+        let pixel_pieces = match self.place {
+            PixelPlace::Stored => std::mem::take(&mut self.stored_images),
+            PixelPlace::Gathered => vec![Bytes::from_owner(std::mem::take(&mut self.pixels))],
+        };
         self.shape_nchw[0] = 0;
+        let image_checksums = std::mem::take(&mut self.image_checksums);
         let rest = self.into_batch(position, num_micro, step_label_tokens)?;
-        Ok(ScatteredBatch { rest, pixel_shape, pixel_pieces })
+        Ok(ScatteredBatch { rest, pixel_shape, pixel_pieces, image_checksums })
     }
 
     /// The batch, with its place and the divisor of its step's loss; of gathered pixels.
@@ -388,7 +398,8 @@ impl RowWriter<'_> {
         write_words(&mut self.out.position_ids[columns.clone()], 0..(end - start) as i32);
         fill_words(&mut self.out.document_ids[columns], self.num_documents);
         self.end = end;
-        Ok(SampleDone { id: buffer.id.clone(), starts, images })
+        let checksums = buffer.images.iter().map(|home| home.checksum).collect();
+        Ok(SampleDone { id: buffer.id.clone(), starts, checksums, images })
     }
 
     /// Pads what is left.

@@ -1,6 +1,7 @@
 //! One shard set, or a blend of several, with random access to records and batches.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use rayon::prelude::*;
 use vela_shard::{Manifest, RowBuffer, ShardReader, Store, open_store};
@@ -26,6 +27,9 @@ const KEPT_EPOCHS: usize = 16;
 const KEPT_PLANS: usize = 4;
 /// Steps whose labels are kept counted: where several trainers' ranks stand.
 const KEPT_STEPS: usize = 64;
+
+/// Images of fewer bytes are copied together before they are sent.
+const MIN_PIECE_BYTES: usize = 64 << 10;
 
 /// Open data. Cheap to share behind an `Arc`; every method may be called from many threads at once.
 ///
@@ -144,6 +148,12 @@ impl Dataset {
             DamagePolicy::Budget(budget) => Some(RecordHealth::new(self.num_records(), budget)),
         };
         Self { health, ..self }
+    }
+
+    /// How long a shard whose bytes are damaged is left alone before it is looked at again: 30 s unless set.
+    pub fn with_damage_rest(self, rest: Duration) -> Self {
+        self.parts.iter().for_each(|part| part.set.set_damage_rest(rest));
+        self
     }
 
     /// Refuses every spec whose largest micro-batch takes more bytes than this; [`DEFAULT_MAX_BATCH_BYTES`] unless set.
@@ -359,16 +369,17 @@ impl Dataset {
     }
 
     /// [`Dataset::make_batch`] for who only sends it on: pixels of local shards are slices of the mapped files, their checksums verified.
-    /// Those of a cache are copied all the same, since a slow consumer would keep their room taken.
+    /// Those of a cache are copied all the same, since a slow consumer would keep their room taken, and small images, which would each go
+    /// out by a system call of its own.
     pub(crate) fn make_scattered(
         &self,
         rows: &PlannedRows,
         position: Position,
     ) -> Result<ScatteredBatch, DatasetError> {
-        if self.parts.iter().any(|part| part.set.maps_copies()) {
-            return self.make_batch(rows, position).map(ScatteredBatch::from);
-        }
-        let (made, labels) = self.collated(rows, position, PixelPlace::Stored)?;
+        let image_bytes = self.info.processor.image_shape.num_elements();
+        let is_copied = image_bytes < MIN_PIECE_BYTES || self.parts.iter().any(|part| part.set.maps_copies());
+        let place = if is_copied { PixelPlace::Gathered } else { PixelPlace::Stored };
+        let (made, labels) = self.collated(rows, position, place)?;
         made.into_scattered(position, rows.plan.num_micro(), labels)
     }
 

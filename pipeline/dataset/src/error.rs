@@ -110,6 +110,9 @@ pub enum DatasetError {
     /// A shard was found damaged a moment ago, and is not asked for again so soon.
     #[error(transparent)]
     StillDamaged(Arc<DatasetError>),
+    /// A shard that was there in its full size when the set was opened is not any more. No record is damaged by that: none is masked.
+    #[error("since the set was opened: {0}; put the shard back, under a temporary name first and renamed when whole")]
+    Gone(#[source] ShardError),
     /// Nothing can be packed so.
     #[error(transparent)]
     Pack(#[from] PackFault),
@@ -167,13 +170,17 @@ impl DatasetError {
         }
     }
 
-    /// Whether it is of here and now rather than of the data: a store that does not answer, a full cache, too many open files. The same
+    /// Whether it is of here and now rather than of the data: a store that does not answer, a shard that is gone, a full cache, too many open files. The same
     /// request may succeed later, or elsewhere.
     pub fn may_pass(&self) -> bool {
-        matches!(self, Self::Shard(ShardError::Remote { .. } | ShardError::Io { .. } | ShardError::CacheFull { .. }))
+        matches!(
+            self,
+            Self::Gone(_)
+                | Self::Shard(ShardError::Remote { .. } | ShardError::Io { .. } | ShardError::CacheFull { .. })
+        )
     }
 
-    /// True if stored bytes are wrong or gone.
+    /// True if stored bytes are wrong.
     pub fn is_damage(&self) -> bool {
         match self {
             Self::Shard(fault) => fault.is_damage(),

@@ -16,7 +16,8 @@ const MAX_KEPT_OPEN: usize = 512;
 const ROOM_PATIENCE: Duration = Duration::from_secs(5);
 const ROOM_PAUSE: Duration = Duration::from_millis(5);
 
-/// How long a shard whose bytes are damaged is left alone: each look at it may fetch the whole of it, and every record of it asks.
+/// How long a shard whose bytes are damaged is left alone: each look at it may fetch the whole of it, and every record of it asks. Then it may
+/// have been repaired.
 const DAMAGE_REST: Duration = Duration::from_secs(30);
 
 /// Every slot that was filled with a copy and not emptied again. Of the whole process, as descriptors and caches are.
@@ -32,13 +33,15 @@ pub(crate) struct ShardSlot {
     open: RwLock<Option<OpenShard>>,
     damage: Mutex<Option<Damage>>,
     last_used: AtomicU64,
+    /// Milliseconds that damage is left alone for.
+    rest: AtomicU64,
 }
 
 #[derive(Clone, Debug)]
 struct OpenShard {
     reader: Arc<ShardReader>,
-    /// It was fetched after another copy had turned out damaged: damage that is left is in the shard itself.
-    is_fetched_again: bool,
+    /// When it took the place of one that had turned out damaged: damage that is left is in the shard itself.
+    replaced: Option<Instant>,
 }
 
 /// Why a shard could not be opened, and when that was.
@@ -50,7 +53,19 @@ struct Damage {
 
 impl ShardSlot {
     pub(crate) fn new(is_copy: bool) -> Arc<Self> {
-        Arc::new(Self { is_copy, open: RwLock::default(), damage: Mutex::default(), last_used: AtomicU64::new(0) })
+        let (open, damage, last_used) = (RwLock::default(), Mutex::default(), AtomicU64::new(0));
+        let slot = Self { is_copy, open, damage, last_used, rest: AtomicU64::default() };
+        slot.set_rest(DAMAGE_REST);
+        Arc::new(slot)
+    }
+
+    pub(crate) fn set_rest(&self, rest: Duration) {
+        self.rest.store(u64::try_from(rest.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    /// Whether something of `then` is still to be left alone.
+    fn is_resting(&self, then: Instant) -> bool {
+        then.elapsed() < Duration::from_millis(self.rest.load(Ordering::Relaxed))
     }
 
     /// The reader, opened by `open` if it is not. Where a cache has no room, readers that nobody uses are given up for it.
@@ -67,7 +82,7 @@ impl ShardSlot {
             Some(open) => Ok(Arc::clone(&open.reader)),
             None => match self.known_damage() {
                 Some(fault) => Err(DatasetError::StillDamaged(fault)),
-                None => self.fill(&mut slot, open, false),
+                None => self.fill(&mut slot, open, None),
             },
         }
     }
@@ -81,8 +96,8 @@ impl ShardSlot {
         }
     }
 
-    /// Replaces `faulty`, whose bytes are damaged, by a copy fetched anew, once `drop_copy` has dropped the old one. `None` if there is no
-    /// other copy to hope for.
+    /// Replaces `faulty`, whose bytes are damaged: a copy by one fetched anew, once `drop_copy` has dropped the old one, a local file by what
+    /// now stands under its name. `None` if that was done a moment ago.
     pub(crate) fn replace(
         self: &Arc<Self>,
         faulty: &Arc<ShardReader>,
@@ -93,26 +108,32 @@ impl ShardSlot {
         match slot.as_ref() {
             // Another thread has met the same damage.
             Some(open) if !Arc::ptr_eq(&open.reader, faulty) => return Ok(Some(Arc::clone(&open.reader))),
-            Some(open) if open.is_fetched_again => return Ok(None),
-            Some(_) if !drop_copy()? => return Ok(None),
+            Some(open) if open.replaced.is_some_and(|replaced| self.is_resting(replaced)) => return Ok(None),
+            Some(_) if self.is_copy && !drop_copy()? => return Ok(None),
+            Some(_) => {}
             // Another thread dropped it, and could not fetch it.
-            _ => {}
+            None => {
+                if let Some(fault) = self.known_damage() {
+                    return Err(DatasetError::StillDamaged(fault));
+                }
+            }
         }
         *slot = None;
-        self.fill(&mut slot, open, true).map(Some)
+        self.fill(&mut slot, open, Some(Instant::now())).map(Some)
     }
 
     fn fill(
         self: &Arc<Self>,
         slot: &mut Option<OpenShard>,
         open: impl Fn() -> Result<ShardReader, DatasetError>,
-        is_fetched_again: bool,
+        replaced: Option<Instant>,
     ) -> Result<Arc<ShardReader>, DatasetError> {
         if self.is_copy {
             close_unused(MAX_KEPT_OPEN - 1);
         }
         let reader = Arc::new(open_with_room(open).map_err(|fault| self.remembered(fault))?);
-        *slot = Some(OpenShard { reader: Arc::clone(&reader), is_fetched_again });
+        *self.lock_damage() = None;
+        *slot = Some(OpenShard { reader: Arc::clone(&reader), replaced });
         if self.is_copy {
             filled().push(Arc::downgrade(self));
         }
@@ -121,8 +142,8 @@ impl ShardSlot {
 
     /// The damage that kept this shard from being opened, if that was not long ago.
     fn known_damage(&self) -> Option<Arc<DatasetError>> {
-        let damage = self.damage.lock().unwrap_or_else(PoisonError::into_inner);
-        let recent = damage.as_ref().filter(|damage| damage.found.elapsed() < DAMAGE_REST);
+        let damage = self.lock_damage();
+        let recent = damage.as_ref().filter(|damage| self.is_resting(damage.found));
         recent.map(|damage| Arc::clone(&damage.fault))
     }
 
@@ -133,7 +154,7 @@ impl ShardSlot {
         }
         let fault = Arc::new(fault);
         let damage = Damage { found: Instant::now(), fault: Arc::clone(&fault) };
-        *self.damage.lock().unwrap_or_else(PoisonError::into_inner) = Some(damage);
+        *self.lock_damage() = Some(damage);
         DatasetError::StillDamaged(fault)
     }
 
@@ -149,6 +170,10 @@ impl ShardSlot {
         }
         *slot = None;
         true
+    }
+
+    fn lock_damage(&self) -> MutexGuard<'_, Option<Damage>> {
+        self.damage.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock(&self) -> RwLockWriteGuard<'_, Option<OpenShard>> {

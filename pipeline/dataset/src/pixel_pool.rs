@@ -15,7 +15,7 @@ pub(crate) struct PixelPool {
 }
 
 /// A buffer on loan; dropping it, or the last `Bytes` made of it, returns it.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct PooledPixels {
     bytes: Vec<u8>,
     idle: Idle,

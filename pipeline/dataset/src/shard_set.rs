@@ -1,13 +1,17 @@
 //! One shard set with random access to its records.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
 
 use vela_shard::{LengthGroup, LengthsIndex, Manifest, ShardError, ShardReader, Store};
 use vela_types::{Record, RecordLengths};
 
 use crate::DatasetError;
 use crate::open_shards::ShardSlot;
+
+/// How long a store that says a shard is gone is given before it is asked once more.
+const SECOND_LOOK: Duration = Duration::from_millis(500);
 
 /// An open shard set. Records are named by their index in the manifest's order.
 #[derive(Debug)]
@@ -17,7 +21,9 @@ pub(crate) struct ShardSet {
     pub(crate) manifest: Manifest,
     lengths: LengthsIndex,
     /// Of a copy that was fetched because that of `lengths` turned out damaged.
-    fresh_lengths: Mutex<Option<Arc<LengthsIndex>>>,
+    fresh_lengths: OnceLock<LengthsIndex>,
+    /// Held while they are fetched.
+    fetching_lengths: Mutex<()>,
     /// Rows before each shard.
     pub(crate) first_rows: Vec<u64>,
     slots: Vec<Arc<ShardSlot>>,
@@ -41,8 +47,8 @@ impl ShardSet {
             rows += shard.rows;
         }
         let slots = manifest.shards.iter().map(|_| ShardSlot::new(store.maps_copies())).collect();
-        let fresh_lengths = Mutex::default();
-        Ok(Self { url: url.to_owned(), store, manifest, lengths, fresh_lengths, first_rows, slots })
+        let (fresh_lengths, fetching_lengths) = (OnceLock::new(), Mutex::default());
+        Ok(Self { url: url.to_owned(), store, manifest, lengths, fresh_lengths, fetching_lengths, first_rows, slots })
     }
 
     pub(crate) fn url(&self) -> &str {
@@ -61,21 +67,22 @@ impl ShardSet {
     /// The lengths of record `index`, without reading it. Where they are damaged in a local copy, another copy is fetched, once: only then
     /// does the damage count.
     pub(crate) fn lengths(&self, index: u64) -> Result<RecordLengths, DatasetError> {
+        if let Some(fresh) = self.fresh_lengths.get() {
+            return Ok(fresh.get(index)?);
+        }
         match self.lengths.get(index) {
             Err(fault) if fault.is_damage() && self.store.maps_copies() => Ok(self.fresh_lengths()?.get(index)?),
             read => Ok(read?),
         }
     }
 
-    fn fresh_lengths(&self) -> Result<Arc<LengthsIndex>, DatasetError> {
-        let mut fresh = self.fresh_lengths.lock().unwrap_or_else(PoisonError::into_inner);
-        match fresh.as_ref() {
-            Some(lengths) => Ok(Arc::clone(lengths)),
-            None => {
-                self.store.drop_copy(&self.manifest.lengths)?;
-                Ok(Arc::clone(fresh.insert(Arc::new(self.manifest.open_lengths(self.store.as_ref())?))))
-            }
+    fn fresh_lengths(&self) -> Result<&LengthsIndex, DatasetError> {
+        let _held = self.fetching_lengths.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.fresh_lengths.get().is_none() {
+            self.store.drop_copy(&self.manifest.lengths)?;
+            let _ = self.fresh_lengths.set(self.manifest.open_lengths(self.store.as_ref())?);
         }
+        Ok(self.fresh_lengths.get().expect("it was there, or has been set with the lock held"))
     }
 
     /// Reads record `index`; pixels are slices of the mapped shard.
@@ -104,6 +111,10 @@ impl ShardSet {
     /// Opens shard `shard`; a remote one is fetched.
     pub(crate) fn open_shard(&self, shard: usize) -> Result<(), DatasetError> {
         self.reader(shard).map(drop)
+    }
+
+    pub(crate) fn set_damage_rest(&self, rest: Duration) {
+        self.slots.iter().for_each(|slot| slot.set_rest(rest));
     }
 
     /// Whether its shards are copies in a cache.
@@ -140,7 +151,19 @@ impl ShardSet {
     }
 
     fn open_reader(&self, shard: usize) -> Result<ShardReader, DatasetError> {
-        let reader = ShardReader::open(self.store.as_ref(), &self.manifest.shards[shard])?;
+        let open = || ShardReader::open(self.store.as_ref(), &self.manifest.shards[shard]);
+        let reader = match open() {
+            Err(fault) if is_gone(&fault) => {
+                // A store may say so of an object that is just being written.
+                std::thread::sleep(SECOND_LOOK);
+                open()
+            }
+            opened => opened,
+        };
+        let reader = reader.map_err(|fault| match is_gone(&fault) {
+            true => DatasetError::Gone(fault),
+            false => DatasetError::Shard(fault),
+        })?;
         let expected = self.manifest.info().processor.image_shape;
         if reader.image_shape() != expected {
             return Err(DatasetError::Shard(ShardError::DamagedFile {
@@ -152,6 +175,11 @@ impl ShardSet {
         }
         Ok(reader)
     }
+}
+
+/// Whether a shard is not there, or is not as long as the manifest has it.
+fn is_gone(fault: &ShardError) -> bool {
+    matches!(fault, ShardError::MissingFile { .. } | ShardError::DamagedFile { what: "size in bytes", .. })
 }
 
 fn check_size(store: &dyn Store, sizes: &BTreeMap<String, u64>, file: &str, expected: u64) -> Result<(), ShardError> {

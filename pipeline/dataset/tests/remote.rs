@@ -147,18 +147,18 @@ fn an_object_that_is_damaged_is_not_fetched_for_every_record_of_it() {
 }
 
 #[test]
-fn scattered_batches_are_the_batches_and_copy_no_local_pixel() {
+fn scattered_batches_are_the_batches() {
     let sets = Sets::new();
     let packed = BatchSpec { packing: Some(PackingSpec { max_images: 4, window: 16 }), ..SPEC };
     for spec in [SPEC, packed] {
-        for (dataset, is_local) in [(sets.local(), true), (sets.remote(u64::MAX), false)] {
+        for dataset in [sets.local(), sets.remote(u64::MAX)] {
             let share = Share::new(Arc::new(dataset), spec.clone(), Partition::WHOLE).expect("a good spec");
             for step in 0..share.plan().steps_per_epoch() {
                 let position = Position { epoch: 1, step, micro: 0 };
                 let (scattered, whole) = (share.scattered_batch(position), share.batch(position).expect("a batch"));
                 let scattered = scattered.expect("a batch");
                 assert_eq!(scattered.num_bytes(), whole.num_bytes());
-                assert_eq!(scattered.pixel_pieces.len(), if is_local { whole.image_spans.len() } else { 1 });
+                assert_eq!(scattered.pixel_pieces.len(), 1, "images are small");
                 assert_eq!(scattered.gather().expect("its own pieces"), whole);
             }
         }

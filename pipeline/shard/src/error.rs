@@ -31,7 +31,7 @@ pub enum ShardError {
     },
     /// Bytes of a file are not those that were written.
     #[error(
-        "`{path}` is damaged: {what}: expected {expected}, found {found}; restore the file or build the shards again"
+        "`{path}` is damaged: {what}: expected {expected}, found {found}; rename a good copy into its place or build the shards again"
     )]
     DamagedFile {
         /// The file.
@@ -44,7 +44,9 @@ pub enum ShardError {
         found: String,
     },
     /// A row of a shard cannot be trusted.
-    #[error("`{path}` row {row} (id `{id}`) is damaged: {what}; restore the file or build the shards again")]
+    #[error(
+        "`{path}` row {row} (id `{id}`) is damaged: {what}; rename a good copy into its place or build the shards again"
+    )]
     DamagedRow {
         /// The shard.
         path: String,
@@ -57,7 +59,7 @@ pub enum ShardError {
     },
     /// A block of the lengths index is not what was written.
     #[error(
-        "`{path}` block {block} (records {} to {}) is damaged: expected its sum {expected}, found {found}; build the shards again into the same place, which mends it, or restore the file",
+        "`{path}` block {block} (records {} to {}) is damaged: expected its sum {expected}, found {found}; build the shards again into the same place, which mends it, or rename a good copy into its place",
         records.start, records.end.saturating_sub(1)
     )]
     DamagedLengths {
@@ -103,7 +105,7 @@ pub enum ShardError {
         path: String,
     },
     /// A file that the manifest names is not there.
-    #[error("`{path}` is missing: the manifest names it; restore the file or build the shards again")]
+    #[error("`{path}` is missing: the manifest names it; rename a good copy into its place or build the shards again")]
     MissingFile {
         /// The file.
         path: String,

@@ -206,6 +206,8 @@ pub struct ScatteredBatch {
     pub pixel_shape: Vec<usize>,
     /// The bytes of the pixels, one piece after another.
     pub pixel_pieces: Vec<Bytes>,
+    /// CRC-32 of each image, as its shard has it.
+    pub image_checksums: Vec<u32>,
 }
 
 impl ScatteredBatch {
@@ -221,17 +223,6 @@ impl ScatteredBatch {
     pub fn gather(self) -> Result<Batch, TensorError> {
         let pixels = HostTensor::new(DType::U8, self.pixel_shape, self.pixel_pieces.concat().into())?;
         Ok(Batch { pixels, ..self.rest })
-    }
-}
-
-impl From<Batch> for ScatteredBatch {
-    fn from(batch: Batch) -> Self {
-        let pixel_shape = batch.pixels.shape.clone();
-        let mut no_images = pixel_shape.clone();
-        no_images[0] = 0;
-        let nothing = HostTensor { dtype: DType::U8, shape: no_images, data: Bytes::new() };
-        let pixels = batch.pixels.data;
-        Self { rest: Batch { pixels: nothing, ..batch }, pixel_shape, pixel_pieces: vec![pixels] }
     }
 }
 

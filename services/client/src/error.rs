@@ -110,6 +110,8 @@ impl ClientError {
         match self {
             Self::Unreachable { .. } | Self::Silent { .. } | Self::Stalled { .. } => true,
             Self::Service { source, .. } => source.is_retryable(),
+            // What was sent may arrive another time.
+            Self::Wire { source: WireError::Checksum { .. }, .. } => true,
             _ => false,
         }
     }

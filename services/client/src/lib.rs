@@ -14,5 +14,5 @@ mod server;
 mod source;
 
 pub use error::ClientError;
-pub use options::{ClientOptions, TlsOptions, Token};
+pub use options::{ClientOptions, TlsOptions, Token, VerifyImages};
 pub use source::{ClientStats, RemoteSource};

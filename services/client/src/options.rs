@@ -26,6 +26,18 @@ pub struct ClientOptions {
     pub keepalive: Duration,
     /// Largest batch accepted from a server.
     pub max_batch_bytes: usize,
+    /// Whether the checksums of images are compared. Those of headers and tokens always are.
+    pub verify_images: VerifyImages,
+}
+
+/// When a client compares the checksum of each image with the one that its shard was written with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum VerifyImages {
+    /// On connections that are not encrypted and leave the machine: elsewhere nothing turns a bit on the way.
+    #[default]
+    OpenConnections,
+    /// On all: also what the server reads wrong after its own check.
+    Always,
 }
 
 /// A bearer token; never shown.
@@ -80,6 +92,7 @@ impl Default for ClientOptions {
             keepalive: Duration::from_secs(10),
             stall_after: Duration::from_secs(300),
             max_batch_bytes: 4 << 30,
+            verify_images: VerifyImages::default(),
         }
     }
 }

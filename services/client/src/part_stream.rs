@@ -18,6 +18,7 @@ use vela_proto::v1::StreamBatchesRequest;
 use vela_proto::{PartReader, Received, encode_requests};
 
 use crate::ClientError;
+use crate::options::{ClientOptions, VerifyImages};
 use crate::server::{Bearer, Server};
 
 const STREAM_BATCHES: &str = "/vela.loader.v1.Loader/StreamBatches";
@@ -36,11 +37,12 @@ impl PartStream {
     pub(crate) async fn open(
         server: &Server,
         requests: mpsc::Receiver<StreamBatchesRequest>,
-        max_batch_bytes: usize,
+        options: &ClientOptions,
     ) -> Result<Self, ClientError> {
         let mut channel = server.channel().await?;
         let answer = call(&mut channel, requests).await.map_err(|status| server.service_error(status))?;
-        let reader = PartReader::new(max_batch_bytes);
+        let verifies_images = options.verify_images == VerifyImages::Always || !server.is_guarded();
+        let reader = PartReader::new(options.max_batch_bytes, verifies_images);
         Ok(Self { server: server.clone(), body: answer.into_body(), data: Bytes::new(), reader })
     }
 

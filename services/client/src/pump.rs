@@ -145,7 +145,7 @@ impl Pump {
 
     /// The answer to the request for a stream; a server whose store hangs may owe it for ever.
     async fn open_parts(&self, outbound: mpsc::Receiver<StreamBatchesRequest>) -> Result<PartStream, ClientError> {
-        let opening = PartStream::open(self.server(), outbound, self.options.max_batch_bytes);
+        let opening = PartStream::open(self.server(), outbound, &self.options);
         let answer = tokio::time::timeout(self.options.stall_after, opening).await;
         answer.unwrap_or_else(|_| Err(self.stalled()))
     }

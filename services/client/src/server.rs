@@ -1,5 +1,6 @@
 //! The way to a server: address, connection, description.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use tonic::metadata::{Ascii, MetadataValue};
@@ -170,6 +171,13 @@ impl Server {
 
     pub(crate) fn url(&self) -> &str {
         &self.url
+    }
+
+    /// Whether nothing turns a bit on the way: encrypted, or inside this machine.
+    pub(crate) fn is_guarded(&self) -> bool {
+        let host = self.endpoint.uri().host().unwrap_or_default().trim_matches(['[', ']']);
+        let is_here = host == "localhost" || host.parse().is_ok_and(|address: IpAddr| address.is_loopback());
+        self.url.starts_with("https://") || is_here
     }
 
     pub(crate) fn service_error(&self, error: impl Into<ServiceError>) -> ClientError {

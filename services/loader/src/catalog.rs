@@ -45,17 +45,12 @@ impl FromStr for DatasetConfig {
 /// Batches of one data set whose shards are fetched at once.
 const FETCHES_AT_ONCE: usize = 8;
 
-/// Batches of one data set that ask at once whether their shards are open. Who asks for one that is being fetched waits for it, on a thread.
-const ASKED_AT_ONCE: usize = 64;
-
 /// A data set as it is served.
 pub(crate) struct Served {
     pub(crate) name: String,
     pub(crate) dataset: Arc<Dataset>,
     /// One permit per batch whose shards are being opened: a store that is slow holds up its own data set alone.
     pub(crate) fetchers: Arc<Semaphore>,
-    /// One permit per batch that asks whether there is anything to fetch.
-    pub(crate) askers: Arc<Semaphore>,
 }
 
 /// Open data sets.
@@ -79,8 +74,8 @@ impl Catalog {
             let dataset = dataset.with_max_batch_bytes(max_batch_bytes).with_damage_policy(damage);
             let info = dataset.info();
             tracing::info!(name, shards = dataset.url(), samples = info.num_samples, fingerprint = %info.fingerprint.short(), "data set open");
-            let [fetchers, askers] = [FETCHES_AT_ONCE, ASKED_AT_ONCE].map(|permits| Arc::new(Semaphore::new(permits)));
-            let served = Served { name: name.clone(), dataset: Arc::new(dataset), fetchers, askers };
+            let fetchers = Arc::new(Semaphore::new(FETCHES_AT_ONCE));
+            let served = Served { name: name.clone(), dataset: Arc::new(dataset), fetchers };
             if datasets.insert(name.clone(), Arc::new(served)).is_some() {
                 return Err(LoaderError::SameName { name });
             }

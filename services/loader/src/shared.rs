@@ -74,28 +74,48 @@ impl Shared {
         Ok(Admission { _permits: [of_tenant, of_all], open })
     }
 
-    /// Makes a batch off the async threads. Its shards come first, without a place among the builders: waiting for a store takes no
+    /// Makes a batch off the async threads. While its shards are fetched it has no place among the builders: waiting for a store takes no
     /// core from those whose data is here.
     pub(crate) async fn build(
         self: Arc<Self>,
         order: Order,
         position: Position,
     ) -> Result<ScatteredBatch, ServiceError> {
-        order.open_shards(position).await?;
-        let Order { served, share } = order;
-        let building = acquire(&self.builders).await;
-        let started = Instant::now();
-        let batch = off_thread(move || {
-            let _held = building;
-            share.scattered_batch(position)
-        })
-        .await?;
-        let labels = [("dataset", served.name.clone())];
+        let ready = move |share: &Share| share.has_open_shards(position);
+        let (started, batch) = match self.build_if(&order, position, ready).await? {
+            Some(built) => built,
+            None => {
+                order.open_shards(position).await?;
+                // A shard that is damaged stays closed: the batch has the policy's word on it.
+                let built = self.build_if(&order, position, |_| Ok(true)).await?;
+                built.expect("asked for in any case")
+            }
+        };
+        let labels = [("dataset", order.served.name.clone())];
         metrics::histogram!("vela_loader_build_seconds", &labels).record(started.elapsed());
         let masked = batch.rest.samples.iter().filter(|slot| !slot.valid).count();
         metrics::counter!("vela_loader_masked_slots_total", &labels).increment(masked as u64);
-        metrics::gauge!("vela_loader_damaged_records", &labels).set(served.dataset.num_damaged() as f64);
+        metrics::gauge!("vela_loader_damaged_records", &labels).set(order.served.dataset.num_damaged() as f64);
         Ok(batch)
+    }
+
+    /// The batch, and when work on it began; `None` where it is not `ready`.
+    async fn build_if(
+        &self,
+        order: &Order,
+        position: Position,
+        ready: impl FnOnce(&Share) -> Result<bool, DatasetError> + Send + 'static,
+    ) -> Result<Option<(Instant, ScatteredBatch)>, ServiceError> {
+        let building = acquire(&self.builders).await;
+        let (share, started) = (order.share.clone(), Instant::now());
+        off_thread(move || {
+            let _held = building;
+            match ready(&share)? {
+                true => share.scattered_batch(position).map(|batch| Some((started, batch))),
+                false => Ok(None),
+            }
+        })
+        .await
     }
 }
 
@@ -166,18 +186,8 @@ pub(crate) struct Order {
 }
 
 impl Order {
-    /// Opens the shards of the micro-batch at `position`, with a place among the fetchers only if one of them is not open: a slow store
-    /// holds up nobody whose data is here.
+    /// Opens the shards of the micro-batch at `position`, with a place among the fetchers: a slow store holds up nobody whose data is here.
     async fn open_shards(&self, position: Position) -> Result<(), ServiceError> {
-        let asking = acquire(&self.served.askers).await;
-        let share = self.share.clone();
-        let are_open = off_thread(move || {
-            let _held = asking;
-            share.has_open_shards(position)
-        });
-        if are_open.await? {
-            return Ok(());
-        }
         let fetching = acquire(&self.served.fetchers).await;
         let share = self.share.clone();
         off_thread(move || {

@@ -14,6 +14,7 @@ import tempfile
 import threading
 import types
 import unittest
+import zlib
 from pathlib import Path
 from unittest import mock
 
@@ -24,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "src"))
 from vela_client import BatchStream, GaveUp, LoaderRefused, WrongCursor  # noqa: E402
 from vela_client.ledger import HEADER_ROOM, Ledger  # noqa: E402
 from vela_client.link import Link, resolve  # noqa: E402
-from vela_client.wire import Assembler, Calls, channel_options, message  # noqa: E402
+from vela_client.wire import Assembler, Calls, CameDamaged, channel_options, message  # noqa: E402
 
 SPEC = {"global_batch": 6, "micro_batch": 2, "image_tokens": 4, "max_length": 4096, "seed": 11}
 
@@ -61,6 +62,10 @@ def header(shape, num_samples=1):
     for role in range(1, 6):
         header.tensors.add(role=role, dtype=1 if role == 5 else 2, shape=shape)
     header.samples.extend([message("SampleSlot")()] * num_samples)
+    if shape == (2, 3):
+        header.image_checksums.extend([zlib.crc32(bytes(3))] * 2)
+    header.token_checksum = zlib.crc32(bytes(16 * 6))
+    header.header_checksum = zlib.crc32(header.SerializeToString(deterministic=True))
     return message("BatchPart")(header=header)
 
 
@@ -93,6 +98,29 @@ class Limits(unittest.TestCase):
         assembler.push(header((2, 3)))
         with self.assertRaisesRegex(ValueError, "out of order"):
             assembler.push(message("BatchPart")(chunk={"offset": 0}))
+
+    def test_what_came_damaged_is_told(self):
+        def chunk(at=None):
+            data = bytearray(17 * 6)
+            if at is not None:
+                data[at] ^= 1
+            return message("BatchPart")(chunk={"offset": 0, "data": bytes(data)})
+
+        for at, what in [(0, "the tokens"), (95, "the tokens"), (96, "image 0"), (101, "image 1")]:
+            assembler = Assembler()
+            assembler.push(header((2, 3)))
+            with self.assertRaisesRegex(CameDamaged, what):
+                assembler.push(chunk(at))
+        trusting = Assembler(verifies_images=False)
+        trusting.push(header((2, 3)))
+        self.assertIsNotNone(trusting.push(chunk(101)), "images are not looked at")
+        wrong = header((2, 3))
+        wrong.header.num_micro = 7
+        with self.assertRaisesRegex(CameDamaged, "the header"):
+            Assembler().push(wrong)
+        urls = ["127.0.0.1:7", "[::1]:7", "localhost:7", "10.1.2.3:7", "loader.test:7"]
+        guarded = [Link([url], None, None, "", 1 << 30).is_guarded() for url in urls]
+        self.assertEqual(guarded, [True, True, True, False, False])
 
     def test_headers_without_much_payload_are_read_until_they_take_their_room(self):
         ledger = Ledger(1 << 20)

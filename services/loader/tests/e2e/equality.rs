@@ -89,7 +89,7 @@ async fn get_batch(url: &str, request: v1::GetBatchRequest) -> Vec<Batch> {
     let endpoint = tonic::transport::Endpoint::from_shared(url.to_owned()).expect("a url");
     let mut client = LoaderClient::new(endpoint.connect().await.expect("a connection"));
     let mut parts = client.get_batch(request).await.expect("an answer").into_inner();
-    let (mut reader, mut batches) = (PartReader::new(1 << 30), Vec::new());
+    let (mut reader, mut batches) = (PartReader::new(1 << 30, true), Vec::new());
     while let Some(part) = parts.message().await.expect("a part") {
         let message = part.encode_to_vec();
         let prefix = [&[0], &(message.len() as u32).to_be_bytes()[..]].concat();

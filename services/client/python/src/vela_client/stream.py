@@ -10,7 +10,7 @@ import grpc
 from .errors import GaveUp, LoaderRefused, WrongCursor
 from .ledger import Ledger
 from .link import Link
-from .wire import MAX_BATCH_BYTES, OF_ONE_SERVER, PART_BYTES, RETRYABLE, Assembler, Calls, message
+from .wire import MAX_BATCH_BYTES, OF_ONE_SERVER, PART_BYTES, RETRYABLE, Assembler, Calls, CameDamaged, message
 
 VERSION = 1
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 2.0
@@ -52,10 +52,12 @@ class BatchStream:
         max_batch_bytes=MAX_BATCH_BYTES,
         give_up_after=120.0,
         stall_after=300.0,
+        verify_images=False,
     ):
         """`packing`: None, or `(max_images, window)`. `token`: of a tenant. `credentials`: `grpc.ssl_channel_credentials(...)` for an
         encrypted loader. `max_batch_bytes`: larger batches are refused. `give_up_after`: seconds to come back after a working stream was lost, and to describe the data. `stall_after`: seconds
-        after which a loader that sends nothing to a waiting consumer is left for another. Raises LoaderRefused if the data cannot be had so, GaveUp if
+        after which a loader that sends nothing to a waiting consumer is left for another. `verify_images`: compares the checksum of each image on every
+        connection, not only on those that are neither encrypted nor inside this machine. Raises LoaderRefused if the data cannot be had so, GaveUp if
         no loader answers."""
         arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         self._arguments = arguments
@@ -67,7 +69,8 @@ class BatchStream:
         if packing is not None:
             spec.packing.max_images, spec.packing.window = packing
         self._spec, self._partition = spec, message("Partition")(rank=rank, world=world)
-        self._limits, self._give_up_after, self._stall_after = (prefetch_bytes, max_batch_bytes), give_up_after, stall_after
+        self._limits = (prefetch_bytes, max_batch_bytes, verify_images)
+        self._give_up_after, self._stall_after = give_up_after, stall_after
         self._place = _Place(self._link, spec, self._partition, self._first_answer())
         self.info, self.steps_per_epoch = self._place.info, self._place.steps_per_epoch
         self._next = (0, 0, 0)
@@ -195,7 +198,7 @@ class _Receiver:
     def __init__(self, place, position, limits, give_up_after):
         self._place, self._position, self._give_up_after = place, position, give_up_after
         self._batches, self._requests, self._finished = queue.Queue(), None, None
-        prefetch_bytes, self._max_batch_bytes = limits
+        prefetch_bytes, self._max_batch_bytes, self._verify_images = limits
         # What may still come: credit is given again as batches are taken.
         self._ledger = Ledger(prefetch_bytes)
         self._opened, self._stalled, self._heard = None, False, 0
@@ -261,7 +264,7 @@ class _Receiver:
                 if self._closed.is_set():
                     return
                 lost = error
-            except GaveUp as error:
+            except (GaveUp, CameDamaged) as error:
                 lost = error
             stood = self._opened is not None and time.monotonic() - self._opened >= STEADY_SECONDS
             if self._position != before:
@@ -283,7 +286,8 @@ class _Receiver:
                 pause = min(2 * pause, LONGEST_PAUSE)
 
     def _stream_once(self, channel):
-        assembler, requests = Assembler(self._max_batch_bytes), queue.SimpleQueue()
+        verifies_images = self._verify_images or not self._place.link.is_guarded()
+        assembler, requests = Assembler(self._max_batch_bytes, verifies_images), queue.SimpleQueue()
         with self._lock:
             if self._closed.is_set():
                 return

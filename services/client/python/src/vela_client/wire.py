@@ -2,6 +2,7 @@
 
 import importlib.resources
 import math
+import zlib
 
 import grpc
 import numpy as np
@@ -70,12 +71,16 @@ class Calls:
         self.stream = channel.stream_stream(name("StreamBatches"), serialize, message("BatchPart").FromString)
 
 
+class CameDamaged(Exception):
+    """Bytes that are not those that were sent: they may be had another time."""
+
+
 class Assembler:
     """Puts a batch together from its header and chunks, in one buffer that the arrays are views of. A batch of more than `max_batch_bytes`, or of
-    none, is refused."""
+    none, is refused; so is one whose header or tokens, and if it `verifies_images` whose images, have other checksums than they should."""
 
-    def __init__(self, max_batch_bytes=MAX_BATCH_BYTES):
-        self._max_batch_bytes = max_batch_bytes
+    def __init__(self, max_batch_bytes=MAX_BATCH_BYTES, verifies_images=True):
+        self._max_batch_bytes, self._verifies_images = max_batch_bytes, verifies_images
         self._header, self._buffer, self._filled = None, None, 0
         # Payload of the last part, and what the batch under way, or the one before, takes beside its payload.
         self.received, self.header_bytes = 0, 0
@@ -100,11 +105,13 @@ class Assembler:
             self._filled, self.received = end, len(data)
         if self._filled < len(self._buffer):
             return None
+        self._check_payload()
         batch, size = as_dict(self._header, self._buffer), len(self._buffer)
         self._header = None
         return batch, size
 
     def _check(self, header):
+        check_header(header)
         num_entries = max(len(header.samples), len(header.image_spans))
         if num_entries > MAX_SAMPLES:
             raise ValueError(f"header: expected at most {MAX_SAMPLES} samples and images, found {num_entries}")
@@ -112,9 +119,35 @@ class Assembler:
         if not 0 < announced <= self._max_batch_bytes:
             raise ValueError(f"header: expected a payload of 1 to {self._max_batch_bytes} bytes, found {announced}")
 
+    def _check_payload(self):
+        header, pixels = self._header, num_bytes(self._header.tensors[-1])
+        sums = [("the tokens", self._buffer[: len(self._buffer) - pixels], header.token_checksum)]
+        num_images = header.tensors[-1].shape[0]
+        if len(header.image_checksums) != num_images:
+            raise ValueError(f"header: expected {num_images} checksums of images, found {len(header.image_checksums)}")
+        if self._verifies_images and num_images:
+            images = self._buffer[len(self._buffer) - pixels :].reshape(num_images, -1)
+            sums += [(f"image {at}", image, header.image_checksums[at]) for at, image in enumerate(images)]
+        for what, data, expected in sums:
+            check_sum(f"{what} of a batch", expected, zlib.crc32(data))
+
     def announced(self):
         """Payload bytes of the batch under way."""
         return 0 if self._header is None else sum(num_bytes(tensor) for tensor in self._header.tensors)
+
+
+def check_header(header):
+    """The last field is the checksum of what stands before it."""
+    if not header.HasField("header_checksum"):
+        raise ValueError("header: expected a checksum, found none")
+    expected = header.header_checksum
+    header.ClearField("header_checksum")
+    check_sum("the header", expected, zlib.crc32(header.SerializeToString(deterministic=True)))
+
+
+def check_sum(what, expected, found):
+    if expected != found:
+        raise CameDamaged(f"{what} came damaged: expected checksum {expected:08x}, found {found:08x}")
 
 
 def num_bytes(tensor):
