@@ -126,9 +126,10 @@ impl ServiceError {
 }
 
 impl From<WireError> for ServiceError {
-    /// On the serving side: a request that breaks the contract.
+    /// On the serving side: a request that breaks the contract, or that may come right another time.
     fn from(error: WireError) -> Self {
-        Self::new(ErrorKind::InvalidRequest, error)
+        let is_damaged = matches!(error, WireError::Checksum { .. });
+        Self::new(if is_damaged { ErrorKind::Unavailable } else { ErrorKind::InvalidRequest }, error)
     }
 }
 

@@ -13,6 +13,7 @@ mod info;
 mod outline;
 mod payload_pool;
 mod reader;
+mod sealed;
 mod spec;
 
 /// The generated messages and client of `vela.loader.v1`.
@@ -30,6 +31,7 @@ pub use codec::{WireMessage, decode_request, decode_requests, encode_answer, enc
 pub use error::{ErrorKind, ServiceError, WireError};
 pub use info::{decode_info, encode_info};
 pub use reader::{PartReader, Received};
+pub use sealed::Sealed;
 pub use spec::{
     MAX_GLOBAL_BATCH, MAX_WORLD, decode_cursor, decode_fingerprint, decode_partition, decode_position, decode_spec,
     encode_cursor, encode_fingerprint, encode_position, encode_spec, next_position,

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 use vela_proto::v1::{Ack, Credit, OpenStream, Partition, StreamBatchesRequest, stream_batches_request::Request};
-use vela_proto::{PART_BYTES, Received, WireError, encode_cursor, encode_spec, next_position};
+use vela_proto::{PART_BYTES, Received, Sealed, WireError, encode_cursor, encode_spec, next_position};
 use vela_types::{Batch, BatchSpec, Cursor, Position};
 
 use crate::ledger::{Ledger, Overdraft};
@@ -164,7 +164,9 @@ impl Pump {
             micro,
             credit_bytes: self.ledger.reopen() as u64,
             dataset: self.options.dataset.clone(),
+            checksum: None,
         }
+        .sealed()
     }
 
     async fn send(&self, requests: &mpsc::Sender<StreamBatchesRequest>, request: Request) -> Result<(), ClientError> {

@@ -11,7 +11,7 @@ use tonic::{Request, Status};
 use vela_proto::v1::loader_client::LoaderClient;
 use vela_proto::v1::{DescribeDatasetRequest, Partition};
 use vela_proto::{
-    MAX_FRAME_BYTES, MAX_RESPONSE_BYTES, ServiceError, WireError, decode_fingerprint, decode_info, encode_spec,
+    MAX_FRAME_BYTES, MAX_RESPONSE_BYTES, Sealed, ServiceError, WireError, decode_fingerprint, decode_info, encode_spec,
 };
 use vela_types::{BatchSpec, DatasetInfo, Fingerprint};
 
@@ -146,10 +146,11 @@ impl Server {
     ) -> Result<Description, ClientError> {
         let mut client = self.connect().await?;
         let (spec, partition) = (Some(encode_spec(spec)), Some(partition));
-        let request = DescribeDatasetRequest { spec, partition, dataset: dataset.to_owned() };
+        let request = DescribeDatasetRequest { spec, partition, dataset: dataset.to_owned(), checksum: None }.sealed();
         let answer = tokio::time::timeout(self.patience, client.describe_dataset(request)).await;
         let silent = |_| ClientError::Silent { url: self.url.clone(), timeout: self.patience };
         let answer = answer.map_err(silent)?.map_err(|status| self.service_error(status))?.into_inner();
+        let answer = answer.check().map_err(|fault| self.wire_error(fault))?;
         let info = decode_info(answer.info).map_err(|fault| self.wire_error(fault))?;
         let spec = decode_fingerprint(&answer.spec_fingerprint, "spec_fingerprint");
         let spec = spec.map_err(|fault| self.wire_error(fault))?;

@@ -14,7 +14,7 @@ use tower_service::Service;
 use vela_dataset::Provenance;
 use vela_proto::v1;
 use vela_proto::{
-    ServiceError, WireMessage, decode_position, decode_request, decode_requests, encode_answer, encode_batch,
+    Sealed, ServiceError, WireMessage, decode_position, decode_request, decode_requests, encode_answer, encode_batch,
     encode_fingerprint, encode_info,
 };
 
@@ -68,10 +68,10 @@ impl LoaderService {
         tenant: &Tenant,
         request: v1::DescribeDatasetRequest,
     ) -> Result<v1::DescribeDatasetResponse, ServiceError> {
-        let v1::DescribeDatasetRequest { dataset, spec, partition } = request;
+        let v1::DescribeDatasetRequest { dataset, spec, partition, .. } = request.check()?;
         let info = Some(encode_info(self.shared.catalog.find(tenant, &dataset)?.dataset.info()));
         if spec.is_none() {
-            return Ok(v1::DescribeDatasetResponse { info, ..Default::default() });
+            return Ok(v1::DescribeDatasetResponse { info, ..Default::default() }.sealed());
         }
         let partition = partition.or(Some(v1::Partition { rank: 0, world: 1 }));
         let request = Request::decode(&self.shared, tenant, &dataset, spec, partition)?;
@@ -81,7 +81,7 @@ impl LoaderService {
         let share = request.plan_holding((planning, describing)).await?.share;
         let spec_fingerprint = encode_fingerprint(&share.spec_fingerprint());
         let steps_per_epoch = share.plan().steps_per_epoch();
-        Ok(v1::DescribeDatasetResponse { info, spec_fingerprint, steps_per_epoch })
+        Ok(v1::DescribeDatasetResponse { info, spec_fingerprint, steps_per_epoch, checksum: None }.sealed())
     }
 
     async fn find_record(
@@ -103,7 +103,7 @@ impl LoaderService {
 
     async fn send_batch(&self, tenant: &Arc<Tenant>, request: v1::GetBatchRequest) -> Result<Body, ServiceError> {
         let admission = Arc::new(self.shared.admit(tenant)?);
-        let v1::GetBatchRequest { dataset, spec, partition, position } = request;
+        let v1::GetBatchRequest { dataset, spec, partition, position, .. } = request.check()?;
         let wanted = Request::decode(&self.shared, tenant, &dataset, spec, partition)?;
         let position = decode_position(position)?;
         let batch = Arc::clone(&self.shared).build(wanted.plan(tenant).await?, position).await?;

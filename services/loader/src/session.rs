@@ -13,7 +13,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 use vela_dataset::Partition;
 use vela_proto::v1::{self, stream_batches_request::Request as Asked};
-use vela_proto::{EncodedPart, ErrorKind, ServiceError, WireError, decode_cursor, encode_batch};
+use vela_proto::{EncodedPart, ErrorKind, Sealed, ServiceError, WireError, decode_cursor, encode_batch};
 use vela_runtime::Shutdown;
 use vela_types::{Position, ScatteredBatch};
 
@@ -180,7 +180,7 @@ async fn first_request(
         () = stop.wait() => return Err(stopping()),
     };
     match first.and_then(|first| first.request) {
-        Some(Asked::Open(open)) => Ok(open),
+        Some(Asked::Open(open)) => Ok(open.check()?),
         Some(_) => Err(out_of_order("`open` first", "another request")),
         None => Err(out_of_order("`open` first", "nothing")),
     }

@@ -23,6 +23,7 @@ pub(crate) async fn get_batch(url: &str, spec: &BatchSpec) -> Result<Streaming<B
         spec: Some(encode_spec(spec)),
         partition: Some(WHOLE),
         position: Some(encode_position(Position { epoch: 0, step: 0, micro: 0 })),
+        checksum: None,
     };
     Ok(client(url).await.get_batch(request).await?.into_inner())
 }
@@ -55,6 +56,7 @@ pub(crate) async fn open_stream(
         cursor: Some(encode_cursor(cursor)),
         micro: 0,
         credit_bytes,
+        checksum: None,
     };
     let (requests, outbound) = mpsc::channel(4);
     requests.send(v1::StreamBatchesRequest { request: Some(Request::Open(open)) }).await.expect("room for one");

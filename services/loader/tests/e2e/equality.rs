@@ -79,6 +79,7 @@ fn a_batch_by_position_is_the_one_of_the_stream() {
             spec: Some(encode_spec(&shards::spec())),
             partition: Some(v1::Partition { rank: 0, world: 2 }),
             position: Some(encode_position(streamed.position)),
+            checksum: None,
         };
         assert_eq!(runtime.block_on(get_batch(&loader.url(), request)), vec![streamed]);
     }

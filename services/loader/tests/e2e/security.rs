@@ -159,12 +159,12 @@ fn no_call_gives_a_tenant_what_is_not_its_own() {
     let cursor = connect(&url, options("train", Some(SECRET))).expect("its own").start_cursor();
     let dataset = "train".to_owned();
     let (spec, partition) = (Some(encode_spec(&shards::spec())), Some(v1::Partition { rank: 0, world: 1 }));
-    let describe = v1::DescribeDatasetRequest { spec, partition, dataset: dataset.clone() };
+    let describe = v1::DescribeDatasetRequest { spec, partition, dataset: dataset.clone(), checksum: None };
     let lookup = v1::LookupRequest { index: 0, dataset: dataset.clone() };
     let position = Some(v1::Position { epoch: 0, step: 0, micro: 0 });
-    let get = v1::GetBatchRequest { dataset: dataset.clone(), spec, partition, position };
+    let get = v1::GetBatchRequest { dataset: dataset.clone(), spec, partition, position, checksum: None };
     let cursor = Some(vela_proto::encode_cursor(&cursor));
-    let open = v1::OpenStream { spec, partition, cursor, micro: 0, credit_bytes: 1 << 20, dataset };
+    let open = v1::OpenStream { spec, partition, cursor, micro: 0, credit_bytes: 1 << 20, dataset, checksum: None };
     let open = v1::StreamBatchesRequest { request: Some(v1::stream_batches_request::Request::Open(open)) };
     let ask = |token: &str| {
         let header: MetadataValue<_> = format!("Bearer {token}").parse().expect("a header");
@@ -198,7 +198,15 @@ fn a_place_is_held_until_the_last_part_is_taken() {
     let mut other = connect(&loader.url(), options("train", None)).expect("described");
     let cursor = Some(vela_proto::encode_cursor(&other.start_cursor()));
     let (spec, partition) = (Some(encode_spec(&shards::spec())), Some(v1::Partition { rank: 0, world: 1 }));
-    let open = v1::OpenStream { spec, partition, cursor, micro: 0, credit_bytes: 1 << 40, dataset: "train".to_owned() };
+    let open = v1::OpenStream {
+        spec,
+        partition,
+        cursor,
+        micro: 0,
+        credit_bytes: 1 << 40,
+        dataset: "train".to_owned(),
+        checksum: None,
+    };
     let open = v1::StreamBatchesRequest { request: Some(v1::stream_batches_request::Request::Open(open)) };
     let runtime = tokio::runtime::Runtime::new().expect("an event loop");
     let endpoint = Endpoint::from_shared(loader.url()).expect("a url").initial_stream_window_size(Some(1));

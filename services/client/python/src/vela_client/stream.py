@@ -10,7 +10,7 @@ import grpc
 from .errors import GaveUp, LoaderRefused, WrongCursor
 from .ledger import Ledger
 from .link import Link
-from .wire import MAX_BATCH_BYTES, OF_ONE_SERVER, PART_BYTES, RETRYABLE, Assembler, Calls, CameDamaged, message
+from .wire import MAX_BATCH_BYTES, OF_ONE_SERVER, PART_BYTES, RETRYABLE, Assembler, Calls, CameDamaged, check_answer, message
 
 VERSION = 1
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 2.0
@@ -139,7 +139,7 @@ class BatchStream:
 
     def _first_answer(self):
         request = message("DescribeDatasetRequest")(spec=self._spec, partition=self._partition, dataset=self._link.dataset)
-        return self._ask_any(lambda calls, **options: calls.describe(request, **options))
+        return self._ask_any(lambda calls, **options: check_answer(calls.describe(request, **options)))
 
     def _ask_any(self, ask):
         """The answer of the first replica that gives one."""
@@ -149,12 +149,14 @@ class BatchStream:
             with link.channel() as channel:
                 try:
                     return ask(Calls(channel), timeout=self._give_up_after, metadata=link.metadata())
+                except CameDamaged as error:
+                    failed, failures = error, failures + 1
                 except grpc.RpcError as error:
                     if error.code() not in RETRYABLE | OF_ONE_SERVER:
                         raise LoaderRefused(link.url(), error.code(), error.details()) from error
                     failed, failures = error, failures + 1
             link.turn()
-        if failed.code() in OF_ONE_SERVER:
+        if isinstance(failed, grpc.RpcError) and failed.code() in OF_ONE_SERVER:
             raise LoaderRefused(link.url(), failed.code(), failed.details()) from failed
         raise GaveUp(f"no loader answers at {', '.join(link.urls)}") from failed
 

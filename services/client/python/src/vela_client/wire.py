@@ -61,6 +61,9 @@ class Calls:
             return f"/{SERVICE}/{call}"
 
         def serialize(request):
+            inner = request.open if request.DESCRIPTOR.name == "StreamBatchesRequest" and request.HasField("open") else request
+            if "checksum" in inner.DESCRIPTOR.fields_by_name:
+                inner.checksum = checksum(inner, "checksum")
             return request.SerializeToString()
 
         self.describe = channel.unary_unary(
@@ -141,8 +144,19 @@ def check_header(header):
     if not header.HasField("header_checksum"):
         raise ValueError("header: expected a checksum, found none")
     expected = header.header_checksum
-    header.ClearField("header_checksum")
-    check_sum("the header", expected, zlib.crc32(header.SerializeToString(deterministic=True)))
+    check_sum("the header", expected, checksum(header, "header_checksum"))
+
+
+def checksum(message, field):
+    """Of the bytes before `field`, the last, which is cleared."""
+    message.ClearField(field)
+    return zlib.crc32(message.SerializeToString(deterministic=True))
+
+
+def check_answer(answer):
+    """A description, if it came as it was sent."""
+    check_sum("the description", answer.checksum, checksum(answer, "checksum"))
+    return answer
 
 
 def check_sum(what, expected, found):
