@@ -12,6 +12,7 @@ use crate::collate::{DamagePolicy, PixelPlace, Rows, Slot, batch_bytes, collate}
 use crate::epoch::{EpochRows, Part};
 use crate::extent::{LengthProfile, expanded_length};
 use crate::health::RecordHealth;
+use crate::look_ahead::AheadBytes;
 use crate::pixel_pool::{PixelPool, PooledPixels};
 use crate::recent::Recent;
 use crate::shard_set::ShardSet;
@@ -47,6 +48,7 @@ pub struct Dataset {
     epochs: Recent<(Fingerprint, u64), EpochRows, KEPT_EPOCHS>,
     /// Labels of whole steps: every micro-batch of every rank asks.
     step_labels: Recent<(Fingerprint, u64, u64), u64, KEPT_STEPS>,
+    ahead: AheadBytes,
 }
 
 /// The rows of a spec, planned, and how one rank's steps are cut from them.
@@ -137,6 +139,7 @@ impl Dataset {
             plans: Recent::default(),
             epochs: Recent::default(),
             step_labels: Recent::default(),
+            ahead: AheadBytes::default(),
         })
     }
 
@@ -421,6 +424,21 @@ impl Dataset {
 
     pub(crate) fn open_shard(&self, part: usize, shard: usize) -> Result<(), DatasetError> {
         self.parts[part].set.open_shard(shard)
+    }
+
+    /// The limit of the smallest cache that holds copies of its shards; `None` if all are local files.
+    pub(crate) fn copies_limit(&self) -> Option<u64> {
+        self.parts.iter().filter_map(|part| part.set.copies_limit()).min()
+    }
+
+    /// What streams have fetched ahead.
+    pub(crate) fn ahead(&self) -> &AheadBytes {
+        &self.ahead
+    }
+
+    /// Bytes that opening a shard would fetch.
+    pub(crate) fn bytes_to_fetch(&self, part: usize, shard: usize) -> u64 {
+        self.parts[part].set.bytes_to_fetch(shard)
     }
 
     pub(crate) fn is_open(&self, part: usize, shard: usize) -> bool {

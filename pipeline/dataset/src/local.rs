@@ -6,7 +6,7 @@ use std::thread::{Builder, JoinHandle};
 use vela_types::{Batch, BatchSource, BatchSpec, Cursor, DatasetInfo, Position, SourceError};
 
 use crate::prefetch::{PrefetchQueue, PrefetchStats};
-use crate::{Dataset, DatasetError, Partition, Share};
+use crate::{Dataset, DatasetError, LookAhead, Partition, Share};
 
 /// Streams one rank's micro-batches out of a [`Dataset`], from the start of the data until told to [`BatchSource::seek`].
 ///
@@ -58,10 +58,12 @@ impl LocalSource {
     fn start_worker(&self) -> Result<Worker, DatasetError> {
         let queue = Arc::new(PrefetchQueue::new(self.prefetch_bytes));
         let (share, output, mut position) = (self.share.clone(), Arc::clone(&queue), self.next);
+        let ahead = LookAhead::start(&share, position)?;
         let produce = move || {
             // A consumer that waits must see the end of a worker that panicked.
             let output = CloseOnDrop(output);
             loop {
+                ahead.iter().for_each(|ahead| ahead.advance(position));
                 let batch = share.open_shards(position).and_then(|()| share.batch(position));
                 let is_last = batch.is_err();
                 if !output.0.push(batch) || is_last {

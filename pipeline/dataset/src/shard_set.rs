@@ -122,6 +122,17 @@ impl ShardSet {
         self.store.maps_copies()
     }
 
+    /// The limit of the cache that holds copies of its shards, if one does.
+    pub(crate) fn copies_limit(&self) -> Option<u64> {
+        self.store.copies_limit()
+    }
+
+    /// Bytes of a shard that is not open, if opening it needs a copy.
+    pub(crate) fn bytes_to_fetch(&self, shard: usize) -> u64 {
+        let is_needed = self.maps_copies() && !self.is_open(shard);
+        if is_needed { self.manifest.shards[shard].bytes } else { 0 }
+    }
+
     pub(crate) fn is_open(&self, shard: usize) -> bool {
         self.slots[shard].is_open()
     }

@@ -62,12 +62,27 @@ impl Share {
         Ok(shards.all(|(part, shard)| self.dataset.is_open(part, shard)))
     }
 
+    /// Bytes of the shards that the micro-batch at `position` reads and that must be fetched, unless a cache has them.
+    pub(crate) fn bytes_to_fetch(&self, position: Position) -> Result<u64, DatasetError> {
+        let samples = self.dataset.samples_of(&self.rows, position)?;
+        let shards: BTreeSet<(usize, usize)> = samples.iter().map(|&index| self.dataset.shard_of(index)).collect();
+        Ok(shards.into_iter().map(|(part, shard)| self.dataset.bytes_to_fetch(part, shard)).sum())
+    }
+
     /// Opens the shards that the micro-batch at `position` reads, several at once: remote ones are fetched, which may take long and needs no
     /// processor. [`Share::batch`] then waits for none, unless they had to make room for others meanwhile. Where there were any, the lengths
     /// of its samples are touched too, which may lie on a disk. Damage is no error here.
     pub fn open_shards(&self, position: Position) -> Result<(), DatasetError> {
+        self.open_shards_of(&[position])
+    }
+
+    /// [`Share::open_shards`] of several micro-batches, their shards together.
+    pub(crate) fn open_shards_of(&self, positions: &[Position]) -> Result<(), DatasetError> {
         let dataset = &self.dataset;
-        let samples = dataset.samples_of(&self.rows, position)?;
+        let mut samples = Vec::new();
+        for &position in positions {
+            samples.extend(dataset.samples_of(&self.rows, position)?);
+        }
         let shards: BTreeSet<(usize, usize)> = samples.iter().map(|&index| dataset.shard_of(index)).collect();
         let shards: Vec<(usize, usize)> = shards.into_iter().collect();
         if shards.iter().all(|&(part, shard)| dataset.is_open(part, shard)) {

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use fixture::{records, remote_store, settings, write_set, write_set_into};
 use vela_dataset::{DamagePolicy, Dataset, LocalSource, Partition, Share};
 use vela_shard::RemoteStore;
-use vela_tests::s3::S3Server;
+use vela_tests::s3::{Fault, S3Server};
 use vela_types::{Batch, BatchSource, BatchSpec, PackingSpec, Position};
 
 const NUM_RECORDS: u64 = 40;
@@ -188,4 +188,62 @@ fn shards_are_opened_before_their_batch_and_only_once() {
     share.open_shards(position).expect("open");
     share.batch(position).expect("a batch");
     assert_eq!(sets.server.count_requests("GET", ".parquet"), 0);
+}
+
+/// Takes a batch and waits until no more is fetched; the shards that were.
+fn fetched_after_one(sets: &Sets, source: &mut LocalSource) -> usize {
+    source.next_batch().expect("a batch");
+    let mut last = usize::MAX;
+    loop {
+        let fetched = sets.server.count_requests("GET", ".parquet");
+        if fetched == last {
+            return fetched;
+        }
+        last = fetched;
+        std::thread::sleep(Duration::from_millis(400));
+    }
+}
+
+#[test]
+fn shards_of_coming_batches_are_fetched_ahead_in_a_part_of_the_cache() {
+    // Batches of one shard each, in order, and no room for a second one made ahead.
+    let spec = BatchSpec { global_batch: 4, micro_batch: 4, shuffle: false, ..SPEC };
+    for (cache_shards, at_most) in [(2, 2), (12, 2 + 3)] {
+        let sets = Sets::new();
+        let dataset = Arc::new(sets.remote(cache_shards * sets.shard_bytes()));
+        sets.server.take_requests();
+        let mut source = LocalSource::new(dataset, spec.clone(), Partition::WHOLE, 1).expect("a source");
+        let fetched = fetched_after_one(&sets, &mut source);
+        // The batch taken, and the one that the source has ready; of a large cache a quarter ahead of that.
+        assert!(fetched <= at_most + 1, "{fetched} with room for {cache_shards}");
+        assert!(fetched > 3 || cache_shards == 2, "{fetched} with room for {cache_shards}");
+        for _ in 1..NUM_RECORDS / 4 {
+            source.next_batch().expect("a batch");
+        }
+        let all = sets.server.count_requests("GET", ".parquet");
+        assert!((10..=15).contains(&all), "{all}: ten shards, and those of the next epoch that are not in the cache");
+    }
+}
+
+#[test]
+fn a_stream_waits_less_for_a_slow_store_that_it_looks_ahead_in() {
+    let spec = BatchSpec { global_batch: 4, micro_batch: 4, shuffle: false, ..SPEC };
+    let waited = |cache_shards: u64| {
+        let sets = Sets::new();
+        let dataset = Arc::new(sets.remote(cache_shards * sets.shard_bytes()));
+        sets.server.strike("GET", ".parquet", Fault::Delay(Duration::from_millis(200)), usize::MAX);
+        let mut source = LocalSource::new(dataset, spec.clone(), Partition::WHOLE, 1).expect("a source");
+        source.next_batch().expect("a batch");
+        let mut waited = Duration::ZERO;
+        for _ in 1..NUM_RECORDS / 4 {
+            // A step that takes less than a shard.
+            std::thread::sleep(Duration::from_millis(60));
+            let started = Instant::now();
+            source.next_batch().expect("a batch");
+            waited += started.elapsed();
+        }
+        waited
+    };
+    let (without, with) = (waited(3), waited(20));
+    assert!(2 * with < without, "{with:?} with, {without:?} without");
 }

@@ -46,6 +46,11 @@ impl Cache {
         Self { settings }
     }
 
+    /// Bytes that all copies together may take.
+    pub(crate) fn limit_bytes(&self) -> u64 {
+        self.settings.limit_bytes
+    }
+
     /// The mapped copy of `entry`, made by `fetch` if there is none. `path` names the remote file in messages.
     pub(crate) fn open(&self, path: &str, entry: &FileEntry, fetch: &Fetch<'_>) -> Result<Bytes, ShardError> {
         if let Some(copy) = self.find(entry)? {

@@ -38,6 +38,11 @@ pub trait Store: Send + Sync + Debug {
         false
     }
 
+    /// Bytes that all its copies together may take, where [`Store::map`] makes copies.
+    fn copies_limit(&self) -> Option<u64> {
+        None
+    }
+
     /// Drops the local copy of a file that turned out damaged, so that the next [`Store::map`] fetches it again. False
     /// if there was none: then the file itself is damaged.
     fn drop_copy(&self, _file: &FileEntry) -> Result<bool, ShardError> {

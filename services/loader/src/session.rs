@@ -11,7 +11,7 @@ use tokio::task::JoinHandle;
 use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
-use vela_dataset::Partition;
+use vela_dataset::{LookAhead, Partition};
 use vela_proto::v1::{self, stream_batches_request::Request as Asked};
 use vela_proto::{EncodedPart, ErrorKind, Sealed, ServiceError, WireError, decode_cursor, encode_batch};
 use vela_runtime::Shutdown;
@@ -50,6 +50,8 @@ pub(crate) struct Session {
     last_word: Arc<LastWord>,
     tenant: Arc<Tenant>,
     labels: [(&'static str, String); 2],
+    /// Fetches shards for coming batches, where they are remote.
+    look_ahead: Option<LookAhead>,
     _admission: Arc<Admission>,
 }
 
@@ -74,7 +76,9 @@ impl Session {
         metrics::counter!("vela_loader_streams_total", &labels).increment(1);
         let _admission = Arc::clone(&admission);
         let said = Arc::clone(&last_word);
-        let session = Self { shared, opening, credit, parts, last_word, tenant, labels, _admission };
+        let look_ahead =
+            LookAhead::start(&opening.order.share, opening.start).map_err(|error| to_service_error(&error))?;
+        let session = Self { shared, opening, credit, parts, last_word, tenant, labels, look_ahead, _admission };
         tokio::spawn(session.run(requests));
         Ok(Parts { parts: ReceiverStream::new(stream), last_word: said, has_ended: false, _admission: admission })
     }
@@ -109,6 +113,7 @@ impl Session {
     }
 
     fn begin_batch(&self, position: Position) -> UpcomingBatch {
+        self.look_ahead.iter().for_each(|ahead| ahead.advance(position));
         let order = self.opening.order.clone();
         UpcomingBatch(tokio::spawn(Arc::clone(&self.shared).build(order, position)))
     }

@@ -197,6 +197,10 @@ impl Store for RemoteStore {
         true
     }
 
+    fn copies_limit(&self) -> Option<u64> {
+        Some(self.cache.limit_bytes())
+    }
+
     fn drop_copy(&self, file: &FileEntry) -> Result<bool, ShardError> {
         self.cache.remove(file)
     }
