@@ -27,7 +27,7 @@ pub struct ServeArgs {
     /// Address to listen on, `IP:PORT` or `NAME:PORT`; port 0 takes a free one, which is logged.
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:50051", value_parser = resolve)]
     pub listen: SocketAddr,
-    /// Listen on an address that other machines reach, without encryption.
+    /// Listen on an address that other machines reach, for batches or metrics, without encryption.
     #[arg(long)]
     pub allow_remote_plaintext: bool,
     /// Encrypt (TLS 1.3) with this certificate chain, a PEM file; a newer file is taken without a restart.
@@ -107,7 +107,7 @@ pub struct ServeConfig {
     pub damage: DamagePolicy,
     /// Where to listen; port 0 takes a free one.
     pub listen: SocketAddr,
-    /// Allows a `listen` that is not loopback without `tls`.
+    /// Allows a `listen` that is not loopback without `tls`, and a `metrics_listen` that is not.
     pub allow_remote_plaintext: bool,
     /// Certificates to encrypt with.
     pub tls: Option<TlsFiles>,
@@ -156,6 +156,12 @@ impl ServeConfig {
     pub(crate) fn check(&self) -> Result<(), LoaderError> {
         if !self.listen.ip().is_loopback() && !self.allow_remote_plaintext && self.tls.is_none() {
             return Err(LoaderError::RemotePlaintext { listen: self.listen });
+        }
+        if let Some(listen) = self.metrics_listen
+            && !listen.ip().is_loopback()
+            && !self.allow_remote_plaintext
+        {
+            return Err(LoaderError::RemoteMetrics { listen });
         }
         let limits = [
             ("--max-consumers", "", u64::from(self.max_consumers)),
@@ -206,6 +212,21 @@ mod tests {
         let fault = config("0.0.0.0:50051").check().expect_err("refused");
         assert!(fault.is_usage() && fault.to_string().contains("--allow-remote-plaintext"), "{fault}");
         assert!(ServeConfig { allow_remote_plaintext: true, ..config("0.0.0.0:50051") }.check().is_ok());
+    }
+
+    #[test]
+    fn metrics_that_others_reach_need_the_flag_whether_or_not_batches_are_encrypted() {
+        let file = || PathBuf::from("file.pem");
+        let tls = TlsFiles { certificate: file(), key: file(), client_authority: None, reload_every: RELOAD_EVERY };
+        let shown = |listen: &str| Some(listen.parse().expect("an address"));
+        for tls in [None, Some(tls)] {
+            let config = ServeConfig { tls, metrics_listen: shown("0.0.0.0:9464"), ..config("127.0.0.1:0") };
+            let fault = config.check().expect_err("refused");
+            let told = fault.to_string();
+            assert!(fault.is_usage() && told.contains("--metrics-listen 0.0.0.0:9464"), "{told}");
+            assert!(ServeConfig { allow_remote_plaintext: true, ..config.clone() }.check().is_ok());
+            assert!(ServeConfig { metrics_listen: shown("[::1]:9464"), ..config }.check().is_ok());
+        }
     }
 
     #[test]

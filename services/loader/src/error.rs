@@ -23,6 +23,14 @@ pub enum LoaderError {
         /// The address.
         listen: SocketAddr,
     },
+    /// Metrics on an address that other machines reach, without the flag that allows it.
+    #[error(
+        "`--metrics-listen {listen}` shows the names of tenants and data sets to other machines, unencrypted and to whoever asks; listen on a loopback address, or pass `--allow-remote-plaintext`"
+    )]
+    RemoteMetrics {
+        /// The address.
+        listen: SocketAddr,
+    },
     /// A limit that nothing could be served under.
     #[error("`{flag}`: expected at least 1{unit}, found 0{unit}")]
     ZeroLimit {
@@ -149,6 +157,7 @@ impl LoaderError {
         matches!(
             self,
             Self::RemotePlaintext { .. }
+                | Self::RemoteMetrics { .. }
                 | Self::ZeroLimit { .. }
                 | Self::Tls { .. }
                 | Self::Alone { .. }
