@@ -92,6 +92,7 @@ fn each_wrong_recipe_is_refused_by_its_key() {
         (&["data.shards=a,,b"], "data.shards"),
         (&["data.shards=a*x"], "data.shards"),
         (&["data.token_file=token"], "data.token_file"),
+        (&["data.allow_remote_plaintext=true"], "data.allow_remote_plaintext"),
         (&["data.shuffle=false", "data.shuffle_window=3"], "data.shuffle_window"),
         (&["batch.packing.max_images=0"], "batch.packing.max_images"),
         (&["batch.packing.max_images=1", "batch.packing.window=0"], "batch.packing.window"),
