@@ -193,6 +193,10 @@ async fn check_opening(shared: &Arc<Shared>, tenant: &Tenant, open: v1::OpenStre
     let partition = request.partition;
     let order = request.plan(tenant).await?;
     let start = order.share.position_of(&cursor).map_err(refused)?;
+    if open.micro > 0 && (start.epoch, start.step) != (cursor.epoch, cursor.step) {
+        let expected = "0, as the cursor stands at the end of its epoch".to_owned();
+        return Err(WireError::Value { field: "open.micro", expected, found: open.micro.to_string() }.into());
+    }
     let start = Position { micro: open.micro, ..start };
     order.share.plan().micro_rows(start).map_err(refused)?;
     Ok(Opening { order, partition, start })
