@@ -13,6 +13,7 @@ use crate::{DEFAULT_DATASET, DatasetConfig, LoaderError, RELOAD_EVERY, TlsFiles}
 const DEFAULT_MAX_CONSUMERS: u32 = 64;
 const DEFAULT_MAX_CONNECTIONS: u32 = 512;
 const DEFAULT_DRAIN: Duration = Duration::from_secs(10);
+const GREETING: Duration = Duration::from_secs(10);
 
 /// The flags as typed.
 #[derive(Clone, Debug, clap::Args)]
@@ -60,6 +61,10 @@ pub struct ServeArgs {
     /// Largest micro-batch made; a spec that may need more is refused. Each consumer has up to three of them in memory.
     #[arg(long, value_name = "SIZE", default_value_t = ByteSize(DEFAULT_MAX_BATCH_BYTES))]
     pub max_batch_bytes: ByteSize,
+    /// Plans of packed rows that streams hold at once, counted at 12 bytes for each record of their data set; a spec too many is told to
+    /// try again later. Streams of one spec share its plan.
+    #[arg(long, value_name = "SIZE", default_value_t = ByteSize(DEFAULT_MAX_PLAN_BYTES))]
+    pub max_plan_bytes: ByteSize,
 }
 
 /// The address that `text` names; of a name's addresses the first of IPv4, if it has one.
@@ -123,8 +128,12 @@ pub struct ServeConfig {
     pub max_consumers: u32,
     /// Connections open at once; at least 1.
     pub max_connections: u32,
+    /// How long a new connection has for its handshake, and then to begin to speak HTTP/2.
+    pub greeting_timeout: Duration,
     /// Bytes of the largest micro-batch made, at least 1; a spec that may need more is refused.
     pub max_batch_bytes: u64,
+    /// Bytes of the plans of packed rows that consumers hold at once, at least 1.
+    pub max_plan_bytes: u64,
 }
 
 impl ServeConfig {
@@ -143,7 +152,9 @@ impl ServeConfig {
             drain_timeout: DEFAULT_DRAIN,
             max_consumers: DEFAULT_MAX_CONSUMERS,
             max_connections: DEFAULT_MAX_CONNECTIONS,
+            greeting_timeout: GREETING,
             max_batch_bytes: DEFAULT_MAX_BATCH_BYTES,
+            max_plan_bytes: DEFAULT_MAX_PLAN_BYTES,
         }
     }
 
@@ -167,6 +178,7 @@ impl ServeConfig {
             ("--max-consumers", "", u64::from(self.max_consumers)),
             ("--max-connections", "", u64::from(self.max_connections)),
             ("--max-batch-bytes", "B", self.max_batch_bytes),
+            ("--max-plan-bytes", "B", self.max_plan_bytes),
         ];
         match limits.into_iter().find(|&(_, _, limit)| limit == 0) {
             Some((flag, unit, _)) => Err(LoaderError::ZeroLimit { flag, unit }),
@@ -191,7 +203,9 @@ impl TryFrom<ServeArgs> for ServeConfig {
             drain_timeout: args.drain_timeout.0,
             max_consumers: args.max_consumers,
             max_connections: args.max_connections,
+            greeting_timeout: GREETING,
             max_batch_bytes: args.max_batch_bytes.0,
+            max_plan_bytes: args.max_plan_bytes.0,
         };
         config.check()?;
         Ok(config)

@@ -181,7 +181,7 @@ mod tests {
         shards::write(folder.path(), &shards::Plan::small());
         let set = folder.path().display().to_string().parse().expect("a data set");
         let catalog = Catalog::open(vec![set], 64 << 20, DamagePolicy::Fail).expect("a catalog");
-        let service = LoaderService::new(Arc::new(Shared::new(catalog, 1)));
+        let service = LoaderService::new(Arc::new(Shared::new(catalog, 1, u64::MAX)));
         let tenant = Tenants::everybody().identify(&tonic::Request::new(())).expect("everybody");
         let describe = |spec: BatchSpec| {
             let (service, tenant) = (service.clone(), Arc::clone(&tenant));
