@@ -12,6 +12,7 @@ use crate::{DEFAULT_DATASET, DatasetConfig, LoaderError, RELOAD_EVERY, TlsFiles}
 
 const DEFAULT_MAX_CONSUMERS: u32 = 64;
 const DEFAULT_MAX_CONNECTIONS: u32 = 512;
+const DEFAULT_MAX_PLAN_BYTES: u64 = 8 << 30;
 const DEFAULT_DRAIN: Duration = Duration::from_secs(10);
 const GREETING: Duration = Duration::from_secs(10);
 
