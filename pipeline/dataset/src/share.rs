@@ -96,8 +96,12 @@ impl Share {
         };
         let work = &work;
         std::thread::scope(|scope| {
-            let threads = 0..OPENED_AT_ONCE.min(samples.len());
-            let threads: Vec<_> = threads.map(|thread| scope.spawn(move || work(thread))).collect();
+            let spawn = |thread| {
+                let builder = std::thread::Builder::new().name("vela-open".to_owned());
+                builder.spawn_scoped(scope, move || work(thread)).map_err(DatasetError::Thread)
+            };
+            let threads = (0..OPENED_AT_ONCE.min(samples.len())).map(spawn);
+            let threads: Vec<_> = threads.collect::<Result<_, _>>()?;
             threads.into_iter().try_for_each(|thread| thread.join().unwrap_or(Err(DatasetError::WorkerLost)))
         })
     }

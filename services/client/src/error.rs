@@ -21,6 +21,20 @@ pub enum ClientError {
     /// The token holds characters that no header may have.
     #[error("the token is no text that a header may carry: expected visible ASCII characters")]
     Token,
+    /// What is meant for encrypted connections, and an address without encryption.
+    #[error("loader address `{url}`: expected `https://`, as authorities or a certificate are given")]
+    Unencrypted {
+        /// The address.
+        url: String,
+    },
+    /// A token that others on the way could read.
+    #[error(
+        "loader address `{url}`: the token would go to another machine without encryption; use `https://`, or set `allow_remote_plaintext` if nobody can read along"
+    )]
+    PlaintextToken {
+        /// The address.
+        url: String,
+    },
     /// No server accepts connections there.
     #[error("no loader answers at `{url}` within {timeout:?}; is `loader serve` running there?")]
     Unreachable {

@@ -5,6 +5,7 @@
 //! try cannot cure (other data, another spec, damage) is an error at once.
 
 mod connector;
+mod counts;
 mod error;
 mod ledger;
 mod options;

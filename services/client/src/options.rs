@@ -10,8 +10,10 @@ pub struct ClientOptions {
     pub dataset: String,
     /// The token to show, for a loader with tenants.
     pub token: Option<Token>,
-    /// Authorities to trust and the certificate to show, for `https://` addresses.
+    /// Authorities to trust and the certificate to show, for `https://` addresses; refused for others.
     pub tls: TlsOptions,
+    /// Allows the token to go to another machine without encryption.
+    pub allow_remote_plaintext: bool,
     /// Batch bytes received and not yet handed to the consumer, under way included. Grows to one batch if that is
     /// larger. Headers may take 16 MiB more.
     pub prefetch_bytes: usize,
@@ -86,6 +88,7 @@ impl Default for ClientOptions {
             dataset: String::new(),
             token: None,
             tls: TlsOptions::default(),
+            allow_remote_plaintext: false,
             prefetch_bytes: 256 << 20,
             connect_timeout: Duration::from_secs(5),
             give_up_after: Duration::from_secs(120),

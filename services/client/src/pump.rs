@@ -10,6 +10,7 @@ use vela_proto::v1::{Ack, Credit, OpenStream, Partition, StreamBatchesRequest, s
 use vela_proto::{PART_BYTES, Received, Sealed, WireError, encode_cursor, encode_spec, next_position};
 use vela_types::{Batch, BatchSpec, Cursor, Position};
 
+use crate::counts::{count_batch, count_resume, count_try};
 use crate::ledger::{Ledger, Overdraft};
 use crate::part_stream::PartStream;
 use crate::server::{Server, num_replicas};
@@ -64,6 +65,8 @@ pub(crate) struct Pump {
     pub(crate) counters: Arc<Counters>,
     /// When the present stream was opened.
     pub(crate) opened: Option<Instant>,
+    /// Whether a stream was lost before the present one.
+    pub(crate) has_lost: bool,
     pub(crate) events: mpsc::UnboundedReceiver<Event>,
     pub(crate) output: blocking::Sender<Result<Batch, ClientError>>,
 }
@@ -104,6 +107,7 @@ impl Pump {
     /// Another replica, or another address of this one.
     fn turn_to_next(&mut self, error: &ClientError) {
         let lost = self.server().url().to_owned();
+        self.has_lost = true;
         self.server().addresses().turn_to_next();
         self.current = (self.current + 1) % self.servers.len();
         tracing::warn!(url = lost, to = self.server().url(), next = ?self.next, %error, "stream lost, trying on");
@@ -117,10 +121,14 @@ impl Pump {
     async fn stream_once(&mut self) -> Result<std::convert::Infallible, ClientError> {
         let (requests, outbound) = mpsc::channel(QUEUED_REQUESTS);
         self.counters.num_streams.fetch_add(1, Ordering::Relaxed);
+        count_try(self.server().url());
         let open = Request::Open(self.open_request());
         self.send(&requests, open).await?;
         let mut parts = self.open_parts(outbound).await?;
         self.opened = Some(Instant::now());
+        if std::mem::take(&mut self.has_lost) {
+            count_resume(self.server().url());
+        }
         let mut heard = tokio::time::Instant::now();
         loop {
             let patience = tokio::time::sleep_until(heard + self.options.stall_after);
@@ -207,6 +215,7 @@ impl Pump {
             return Err(ClientError::Order { url: self.server().url().to_owned(), expected, found });
         }
         self.ledger.complete();
+        count_batch(self.server().url(), batch.num_bytes());
         self.next = next_position(found, batch.num_micro, self.subscription.steps_per_epoch);
         // A consumer that is gone drops the pump right after.
         let _ = self.output.send(Ok(batch));

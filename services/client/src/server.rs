@@ -3,6 +3,8 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
+use http::Uri;
+use http::uri::Scheme;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
@@ -81,7 +83,8 @@ impl Server {
         let full = if url.contains("://") { url.to_owned() } else { format!("http://{url}") };
         let address = |source| ClientError::Address { url: url.to_owned(), source };
         let mut endpoint = Endpoint::from_shared(full.clone()).map_err(address)?;
-        if full.starts_with("https://") {
+        check_secrecy(url, endpoint.uri(), options)?;
+        if endpoint.uri().scheme() == Some(&Scheme::HTTPS) {
             endpoint = endpoint.tls_config(tls_config(&options.tls)).map_err(address)?;
         }
         let endpoint = endpoint
@@ -200,6 +203,24 @@ pub(crate) fn num_replicas(servers: &[Server]) -> usize {
     servers.len() * servers.iter().map(|server| server.addresses.count()).max().unwrap_or(1)
 }
 
+/// Refuses to send in plain text what is meant to be secret.
+fn check_secrecy(url: &str, uri: &Uri, options: &ClientOptions) -> Result<(), ClientError> {
+    let url = || url.to_owned();
+    match uri.scheme() {
+        Some(scheme) if *scheme == Scheme::HTTPS => Ok(()),
+        _ if options.tls != TlsOptions::default() => Err(ClientError::Unencrypted { url: url() }),
+        _ if options.token.is_some() && !options.allow_remote_plaintext && !is_this_machine(uri) => {
+            Err(ClientError::PlaintextToken { url: url() })
+        }
+        _ => Ok(()),
+    }
+}
+
+fn is_this_machine(uri: &Uri) -> bool {
+    let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
+    host.eq_ignore_ascii_case("localhost") || host.parse().is_ok_and(|address: IpAddr| address.is_loopback())
+}
+
 fn tls_config(options: &TlsOptions) -> ClientTlsConfig {
     let mut config = ClientTlsConfig::new();
     if let Some(authorities) = &options.authorities {
@@ -216,6 +237,41 @@ mod tests {
     use std::net::SocketAddr;
 
     use super::*;
+
+    fn listed(urls: &str, tls: TlsOptions, token: Option<&str>) -> Result<usize, ClientError> {
+        let options = ClientOptions { tls, token: token.map(Token::new), ..ClientOptions::default() };
+        Server::list(urls, &options).map(|servers| servers.len())
+    }
+
+    #[test]
+    fn what_is_meant_for_encrypted_connections_is_sent_on_no_other() {
+        let authorities = TlsOptions { authorities: Some("PEM".to_owned()), identity: None };
+        let identity = TlsOptions { authorities: None, identity: Some(("PEM".to_owned(), "PEM".to_owned())) };
+        for tls in [authorities, identity] {
+            for url in ["http://127.0.0.1:1", "localhost:1", "http://loader:2,https://loader:1"] {
+                let error = listed(url, tls.clone(), None).expect_err(url);
+                assert!(matches!(error, ClientError::Unencrypted { .. }), "{url}: {error}");
+            }
+        }
+        assert!(matches!(listed("https://loader:1,HTTPS://loader:2", TlsOptions::default(), Some("token")), Ok(2)));
+    }
+
+    #[test]
+    fn a_token_goes_to_another_machine_in_plain_text_only_where_that_is_allowed() {
+        let plain = |url| listed(url, TlsOptions::default(), Some("token"));
+        for url in
+            ["http://loader:1", "loader:1", "http://10.0.0.1:1", "http://[2001:db8::1]:1", "localhost:1,loader:1"]
+        {
+            let error = plain(url).expect_err(url);
+            assert!(matches!(error, ClientError::PlaintextToken { .. }), "{url}: {error}");
+            assert!(listed(url, TlsOptions::default(), None).is_ok(), "{url}: there is no token");
+            let options = ClientOptions { token: Some(Token::new("token")), ..ClientOptions::default() };
+            assert!(Server::list(url, &ClientOptions { allow_remote_plaintext: true, ..options }).is_ok(), "{url}");
+        }
+        for url in ["http://localhost:1", "LOCALHOST:1", "http://127.0.0.2:1", "http://[::1]:1", "https://loader:1"] {
+            assert!(plain(url).is_ok(), "{url}");
+        }
+    }
 
     #[test]
     fn replicas_behind_one_name_are_counted_by_their_addresses() {

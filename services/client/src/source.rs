@@ -13,6 +13,7 @@ use vela_proto::next_position;
 use vela_proto::v1::{Ack, Partition};
 use vela_types::{Batch, BatchSource, BatchSpec, Cursor, DatasetInfo, Position, SourceError};
 
+use crate::counts::count_stall;
 use crate::ledger::Ledger;
 use crate::pump::{Counters, Event, Pump, Subscription};
 use crate::server::{Description, Server};
@@ -136,7 +137,9 @@ impl RemoteSource {
         }
         let started = Instant::now();
         let received = stream.receive();
-        self.stalled += started.elapsed();
+        let waited = started.elapsed();
+        self.stalled += waited;
+        count_stall(waited);
         let batch = received.inspect_err(|_| self.stream = None)?;
         self.advance(&batch);
         Ok(batch)
@@ -173,6 +176,7 @@ impl RemoteSource {
             ledger: Ledger::new(self.options.prefetch_bytes),
             counters: Arc::clone(&self.counters),
             opened: None,
+            has_lost: false,
             events: consumer_events,
             output,
         };

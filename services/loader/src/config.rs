@@ -12,7 +12,9 @@ use crate::{DEFAULT_DATASET, DatasetConfig, LoaderError, RELOAD_EVERY, TlsFiles}
 
 const DEFAULT_MAX_CONSUMERS: u32 = 64;
 const DEFAULT_MAX_CONNECTIONS: u32 = 512;
+const DEFAULT_MAX_PLAN_BYTES: u64 = 8 << 30;
 const DEFAULT_DRAIN: Duration = Duration::from_secs(10);
+const GREETING: Duration = Duration::from_secs(10);
 
 /// The flags as typed.
 #[derive(Clone, Debug, clap::Args)]
@@ -27,7 +29,7 @@ pub struct ServeArgs {
     /// Address to listen on, `IP:PORT` or `NAME:PORT`; port 0 takes a free one, which is logged.
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:50051", value_parser = resolve)]
     pub listen: SocketAddr,
-    /// Listen on an address that other machines reach, without encryption.
+    /// Listen on an address that other machines reach, for batches or metrics, without encryption.
     #[arg(long)]
     pub allow_remote_plaintext: bool,
     /// Encrypt (TLS 1.3) with this certificate chain, a PEM file; a newer file is taken without a restart.
@@ -60,6 +62,10 @@ pub struct ServeArgs {
     /// Largest micro-batch made; a spec that may need more is refused. Each consumer has up to three of them in memory.
     #[arg(long, value_name = "SIZE", default_value_t = ByteSize(DEFAULT_MAX_BATCH_BYTES))]
     pub max_batch_bytes: ByteSize,
+    /// Plans of packed rows that streams hold at once, counted at 12 bytes for each record of their data set; a spec too many is told to
+    /// try again later. Streams of one spec share its plan.
+    #[arg(long, value_name = "SIZE", default_value_t = ByteSize(DEFAULT_MAX_PLAN_BYTES))]
+    pub max_plan_bytes: ByteSize,
 }
 
 /// The address that `text` names; of a name's addresses the first of IPv4, if it has one.
@@ -107,7 +113,7 @@ pub struct ServeConfig {
     pub damage: DamagePolicy,
     /// Where to listen; port 0 takes a free one.
     pub listen: SocketAddr,
-    /// Allows a `listen` that is not loopback without `tls`.
+    /// Allows a `listen` that is not loopback without `tls`, and a `metrics_listen` that is not.
     pub allow_remote_plaintext: bool,
     /// Certificates to encrypt with.
     pub tls: Option<TlsFiles>,
@@ -123,8 +129,12 @@ pub struct ServeConfig {
     pub max_consumers: u32,
     /// Connections open at once; at least 1.
     pub max_connections: u32,
+    /// How long a new connection has for its handshake, and then to begin to speak HTTP/2.
+    pub greeting_timeout: Duration,
     /// Bytes of the largest micro-batch made, at least 1; a spec that may need more is refused.
     pub max_batch_bytes: u64,
+    /// Bytes of the plans of packed rows that consumers hold at once, at least 1.
+    pub max_plan_bytes: u64,
 }
 
 impl ServeConfig {
@@ -143,7 +153,9 @@ impl ServeConfig {
             drain_timeout: DEFAULT_DRAIN,
             max_consumers: DEFAULT_MAX_CONSUMERS,
             max_connections: DEFAULT_MAX_CONNECTIONS,
+            greeting_timeout: GREETING,
             max_batch_bytes: DEFAULT_MAX_BATCH_BYTES,
+            max_plan_bytes: DEFAULT_MAX_PLAN_BYTES,
         }
     }
 
@@ -157,10 +169,17 @@ impl ServeConfig {
         if !self.listen.ip().is_loopback() && !self.allow_remote_plaintext && self.tls.is_none() {
             return Err(LoaderError::RemotePlaintext { listen: self.listen });
         }
+        if let Some(listen) = self.metrics_listen
+            && !listen.ip().is_loopback()
+            && !self.allow_remote_plaintext
+        {
+            return Err(LoaderError::RemoteMetrics { listen });
+        }
         let limits = [
             ("--max-consumers", "", u64::from(self.max_consumers)),
             ("--max-connections", "", u64::from(self.max_connections)),
             ("--max-batch-bytes", "B", self.max_batch_bytes),
+            ("--max-plan-bytes", "B", self.max_plan_bytes),
         ];
         match limits.into_iter().find(|&(_, _, limit)| limit == 0) {
             Some((flag, unit, _)) => Err(LoaderError::ZeroLimit { flag, unit }),
@@ -185,7 +204,9 @@ impl TryFrom<ServeArgs> for ServeConfig {
             drain_timeout: args.drain_timeout.0,
             max_consumers: args.max_consumers,
             max_connections: args.max_connections,
+            greeting_timeout: GREETING,
             max_batch_bytes: args.max_batch_bytes.0,
+            max_plan_bytes: args.max_plan_bytes.0,
         };
         config.check()?;
         Ok(config)
@@ -206,6 +227,21 @@ mod tests {
         let fault = config("0.0.0.0:50051").check().expect_err("refused");
         assert!(fault.is_usage() && fault.to_string().contains("--allow-remote-plaintext"), "{fault}");
         assert!(ServeConfig { allow_remote_plaintext: true, ..config("0.0.0.0:50051") }.check().is_ok());
+    }
+
+    #[test]
+    fn metrics_that_others_reach_need_the_flag_whether_or_not_batches_are_encrypted() {
+        let file = || PathBuf::from("file.pem");
+        let tls = TlsFiles { certificate: file(), key: file(), client_authority: None, reload_every: RELOAD_EVERY };
+        let shown = |listen: &str| Some(listen.parse().expect("an address"));
+        for tls in [None, Some(tls)] {
+            let config = ServeConfig { tls, metrics_listen: shown("0.0.0.0:9464"), ..config("127.0.0.1:0") };
+            let fault = config.check().expect_err("refused");
+            let told = fault.to_string();
+            assert!(fault.is_usage() && told.contains("--metrics-listen 0.0.0.0:9464"), "{told}");
+            assert!(ServeConfig { allow_remote_plaintext: true, ..config.clone() }.check().is_ok());
+            assert!(ServeConfig { metrics_listen: shown("[::1]:9464"), ..config }.check().is_ok());
+        }
     }
 
     #[test]

@@ -17,7 +17,6 @@ use sha2::{Digest, Sha256};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
-use tokio::time::Sleep;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_util::either::Either;
@@ -26,12 +25,11 @@ use vela_runtime::Shutdown;
 
 use crate::LoaderError;
 
-/// A handshake that takes longer is given up.
-const HANDSHAKE: Duration = Duration::from_secs(10);
 /// Handshakes of one address under way at once; one more is turned away, so that nobody keeps others out by saying nothing.
 const HANDSHAKES_PER_ADDRESS: usize = 64;
-/// A connection on which nothing was asked for this long after it stood is closed.
-const FIRST_WORD: Duration = Duration::from_secs(10);
+/// What a peer must have said before it counts as one that speaks HTTP/2: the preface and the head of its first frame. From there on
+/// the server asks who is silent for a sign.
+const GREETING_BYTES: usize = 24 + 9;
 /// Connections between the door and the server.
 const QUEUED_CONNECTIONS: usize = 64;
 /// How often files are looked at for newer certificates, unless told otherwise.
@@ -61,14 +59,28 @@ pub(crate) struct PeerInfo {
 pub(crate) struct Connection {
     stream: Either<TcpStream, Box<TlsStream<TcpStream>>>,
     peer: PeerInfo,
-    /// Until the peer has said something.
-    silence: Option<Pin<Box<Sleep>>>,
+    /// Until the peer has greeted.
+    greeting: Option<Greeting>,
     _place: OwnedSemaphorePermit,
 }
 
-impl Connection {
-    fn new(stream: Either<TcpStream, Box<TlsStream<TcpStream>>>, peer: PeerInfo, place: OwnedSemaphorePermit) -> Self {
-        Self { stream, peer, silence: Some(Box::pin(tokio::time::sleep(FIRST_WORD))), _place: place }
+/// What a peer still has to say for its greeting, and why it is not waited for any longer.
+struct Greeting {
+    num_missing: usize,
+    over: Pin<Box<dyn Future<Output = io::Error> + Send>>,
+}
+
+impl Greeting {
+    /// It is waited for `patience` long, and no longer than the server runs: who has not begun to speak holds up no stop.
+    fn new(patience: Duration, stop: Shutdown) -> Self {
+        let over = async move {
+            let (kind, told) = tokio::select! {
+                () = tokio::time::sleep(patience) => (io::ErrorKind::TimedOut, "the peer did not begin to speak HTTP/2"),
+                () = stop.wait() => (io::ErrorKind::ConnectionAborted, "the loader is stopping"),
+            };
+            io::Error::new(kind, told)
+        };
+        Self { num_missing: GREETING_BYTES, over: Box::pin(over) }
     }
 }
 
@@ -88,14 +100,15 @@ impl AsyncRead for Connection {
     ) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
         let read = Pin::new(&mut self.stream).poll_read(context, buffer);
-        if buffer.filled().len() > before {
-            self.silence = None;
+        let Some(greeting) = &mut self.greeting else { return read };
+        let num_read = buffer.filled().len() - before;
+        greeting.num_missing = greeting.num_missing.saturating_sub(num_read);
+        if greeting.num_missing == 0 {
+            self.greeting = None;
+            return read;
         }
-        let is_over = |silence: &mut Pin<Box<Sleep>>| silence.as_mut().poll(context).is_ready();
         match read {
-            Poll::Pending if self.silence.as_mut().is_some_and(is_over) => {
-                Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the peer said nothing")))
-            }
+            Poll::Pending => greeting.over.as_mut().poll(context).map(Err),
             read => read,
         }
     }
@@ -220,6 +233,9 @@ fn read_certificates(flag: &'static str, path: &PathBuf) -> Result<Vec<Certifica
 /// Who is let in: so many connections in all, so many handshakes of one address.
 struct Door {
     certificates: Option<Arc<Certificates>>,
+    /// How long a handshake may take, and then the greeting.
+    patience: Duration,
+    stop: Shutdown,
     places: Arc<Semaphore>,
     /// Handshakes under way by address.
     greeted: Mutex<HashMap<IpAddr, usize>>,
@@ -233,7 +249,7 @@ impl Door {
         let place = place.map_err(|_| turned_away("as many connections as `--max-connections` are open"))?;
         let under_way = *self.greeted().entry(address).and_modify(|num| *num += 1).or_insert(1);
         let greeted = match under_way <= HANDSHAKES_PER_ADDRESS {
-            true => greet(stream, self.certificates.as_deref(), place).await,
+            true => self.greet(stream, place).await,
             false => Err(turned_away("too many handshakes of this address are under way")),
         };
         let mut addresses = self.greeted();
@@ -245,26 +261,42 @@ impl Door {
         greeted
     }
 
+    async fn greet(&self, stream: TcpStream, place: OwnedSemaphorePermit) -> io::Result<Connection> {
+        stream.set_nodelay(true)?;
+        let (stream, certificate_sha256) = match &self.certificates {
+            None => (Either::Left(stream), None),
+            Some(certificates) => {
+                let stream = tokio::time::timeout(self.patience, certificates.acceptor().accept(stream)).await??;
+                let shown = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
+                let digest = shown.map(|certificate| Sha256::digest(certificate).into());
+                (Either::Right(Box::new(stream)), digest)
+            }
+        };
+        let greeting = Some(Greeting::new(self.patience, self.stop.clone()));
+        Ok(Connection { stream, peer: PeerInfo { certificate_sha256 }, greeting, _place: place })
+    }
+
     fn greeted(&self) -> MutexGuard<'_, HashMap<IpAddr, usize>> {
         self.greeted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Accepts connections until `shutdown`, `max_connections` at once; those whose handshake is done come out of the channel.
+/// Accepts connections until `stop`, `max_connections` at once, each with `patience` to begin; those whose handshake is done come out of the channel.
 pub(crate) fn accept(
     listener: TcpListener,
     certificates: Option<Arc<Certificates>>,
     max_connections: u32,
-    shutdown: Shutdown,
+    patience: Duration,
+    stop: Shutdown,
 ) -> mpsc::Receiver<io::Result<Connection>> {
     let (ready, connections) = mpsc::channel(QUEUED_CONNECTIONS);
     let places = Arc::new(Semaphore::new(max_connections as usize));
-    let door = Arc::new(Door { certificates, places, greeted: Mutex::default() });
+    let door = Arc::new(Door { certificates, patience, stop: stop.clone(), places, greeted: Mutex::default() });
     tokio::spawn(async move {
         loop {
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
-                () = shutdown.wait() => return,
+                () = stop.wait() => return,
             };
             let (stream, address) = match accepted {
                 Ok(accepted) => accepted,
@@ -285,19 +317,4 @@ pub(crate) fn accept(
         }
     });
     connections
-}
-
-async fn greet(
-    stream: TcpStream,
-    certificates: Option<&Certificates>,
-    place: OwnedSemaphorePermit,
-) -> io::Result<Connection> {
-    stream.set_nodelay(true)?;
-    let Some(certificates) = certificates else {
-        return Ok(Connection::new(Either::Left(stream), PeerInfo { certificate_sha256: None }, place));
-    };
-    let stream = tokio::time::timeout(HANDSHAKE, certificates.acceptor().accept(stream)).await??;
-    let shown = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
-    let certificate_sha256 = shown.map(|certificate| Sha256::digest(certificate).into());
-    Ok(Connection::new(Either::Right(Box::new(stream)), PeerInfo { certificate_sha256 }, place))
 }

@@ -3,11 +3,13 @@
 use std::error::Error;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use vela_dataset::{BlendPart, DatasetError};
 use vela_proto::{ErrorKind, ServiceError};
 use vela_runtime::ConfigError;
+use vela_shard::ShardError;
 
 /// A failure of the service as a whole.
 #[derive(Debug, thiserror::Error)]
@@ -18,6 +20,14 @@ pub enum LoaderError {
         "`--listen {listen}` is open to other machines without encryption; pass `--tls-cert` and `--tls-key`, listen on a loopback address, or pass `--allow-remote-plaintext`"
     )]
     RemotePlaintext {
+        /// The address.
+        listen: SocketAddr,
+    },
+    /// Metrics on an address that other machines reach, without the flag that allows it.
+    #[error(
+        "`--metrics-listen {listen}` shows the names of tenants and data sets to other machines, unencrypted and to whoever asks; listen on a loopback address, or pass `--allow-remote-plaintext`"
+    )]
+    RemoteMetrics {
         /// The address.
         listen: SocketAddr,
     },
@@ -147,6 +157,7 @@ impl LoaderError {
         matches!(
             self,
             Self::RemotePlaintext { .. }
+                | Self::RemoteMetrics { .. }
                 | Self::ZeroLimit { .. }
                 | Self::Tls { .. }
                 | Self::Alone { .. }
@@ -175,7 +186,11 @@ fn bind_hint(source: &std::io::Error) -> &'static str {
     }
 }
 
-/// The read side's error as the consumer sees it, sources included.
+/// Failures told to the operator so far: each has its number in the log.
+static NUM_REPORTS: AtomicU64 = AtomicU64::new(0);
+
+/// The read side's error as the consumer sees it. Of what passes it learns the file's name and what to do: what a store or the system said
+/// may hold addresses, paths and keys, so it goes to the log, under the number that the consumer is told.
 pub(crate) fn to_service_error(error: &DatasetError) -> ServiceError {
     let kind = match error {
         DatasetError::Cursor(_) => ErrorKind::Mismatch,
@@ -188,14 +203,41 @@ pub(crate) fn to_service_error(error: &DatasetError) -> ServiceError {
         | DatasetError::TooLarge { .. }
         | DatasetError::TooLong { .. } => ErrorKind::InvalidRequest,
         error if error.is_damage() => ErrorKind::Damaged,
+        DatasetError::Thread(_) => ErrorKind::Unavailable,
         error if error.may_pass() => ErrorKind::Unavailable,
         _ => ErrorKind::Internal,
     };
+    match kind {
+        ErrorKind::Unavailable => ServiceError::new(kind, reported(error)),
+        _ => ServiceError::new(kind, with_sources(error)),
+    }
+}
+
+/// Logs `error` and says where it is to be found.
+fn reported(error: &DatasetError) -> String {
+    let report = NUM_REPORTS.fetch_add(1, Ordering::Relaxed) + 1;
+    tracing::warn!(report, error = with_sources(error), "what was asked for cannot be had now");
+    let fault = match error {
+        DatasetError::Shard(fault) => Some(fault),
+        error => error.source().and_then(|source| source.downcast_ref()),
+    };
+    let what = match fault {
+        Some(ShardError::Remote { path, .. } | ShardError::Io { path, .. } | ShardError::MissingFile { path }) => {
+            let file = path.rsplit('/').next().unwrap_or_default();
+            format!("`{file}` cannot be read now")
+        }
+        Some(ShardError::CacheFull { .. }) => "the loader's cache has no room now".to_owned(),
+        _ => "the loader cannot do this now".to_owned(),
+    };
+    format!("{what}; try again, or ask its operator, who finds the cause in the loader's log as report {report}")
+}
+
+fn with_sources(error: &DatasetError) -> String {
     let mut message = error.to_string();
     let mut cause = error.source();
     while let Some(source) = cause {
         message.push_str(&format!(": {source}"));
         cause = source.source();
     }
-    ServiceError::new(kind, message)
+    message
 }

@@ -10,6 +10,7 @@ mod config;
 mod connection;
 mod error;
 mod health;
+mod plans;
 mod server;
 mod service;
 mod session;

@@ -93,8 +93,8 @@ pub async fn serve(config: ServeConfig, shutdown: Shutdown) -> Result<RunningLoa
     let listener = TcpListener::bind(config.listen).await.map_err(bind)?;
     let addr = listener.local_addr().map_err(bind)?;
     tracing::info!(address = %addr, tls = certificates.is_some(), "serving");
-    let shared = Arc::new(Shared::new(catalog, config.max_consumers));
-    let connections = accept(listener, certificates, config.max_connections, shutdown.clone());
+    let shared = Arc::new(Shared::new(catalog, config.max_consumers, config.max_plan_bytes));
+    let connections = accept(listener, certificates, config.max_connections, config.greeting_timeout, shutdown.clone());
     let server = Running { addr, shared, tenants: Arc::new(tenants), shutdown, reflection: config.reflection };
     let task = tokio::spawn(server.run(connections, config.drain_timeout));
     Ok(RunningLoader { addr, task })

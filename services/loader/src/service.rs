@@ -19,7 +19,7 @@ use vela_proto::{
 };
 
 use crate::body::BatchBody;
-use crate::session::Session;
+use crate::session::{Session, unless_stopping};
 use crate::shared::{Request, Shared, acquire, off_thread};
 use crate::tenants::Tenant;
 
@@ -75,10 +75,13 @@ impl LoaderService {
         }
         let partition = partition.or(Some(v1::Partition { rank: 0, world: 1 }));
         let request = Request::decode(&self.shared, tenant, &dataset, spec, partition)?;
-        // The planner first: who waits for it keeps no other from describing what is planned.
-        let planning = request.begin_plan(tenant).await;
-        let describing = tenant.begin_description().await;
-        let share = request.plan_holding((planning, describing)).await?.share;
+        let order = async {
+            // The planner first: who waits for it keeps no other from describing what is planned.
+            let planning = request.begin_plan(tenant).await;
+            let describing = tenant.begin_description().await;
+            request.plan_holding((planning, describing)).await
+        };
+        let share = unless_stopping(&self.shared.stop, order).await?.share;
         let spec_fingerprint = encode_fingerprint(&share.spec_fingerprint());
         let steps_per_epoch = share.plan().steps_per_epoch();
         Ok(v1::DescribeDatasetResponse { info, spec_fingerprint, steps_per_epoch, checksum: None }.sealed())
@@ -106,7 +109,8 @@ impl LoaderService {
         let v1::GetBatchRequest { dataset, spec, partition, position, .. } = request.check()?;
         let wanted = Request::decode(&self.shared, tenant, &dataset, spec, partition)?;
         let position = decode_position(position)?;
-        let batch = Arc::clone(&self.shared).build(wanted.plan(tenant).await?, position).await?;
+        let order = unless_stopping(&self.shared.stop, wanted.plan(tenant)).await?;
+        let batch = Arc::clone(&self.shared).build(order, position).await?;
         let tenant = Arc::clone(tenant);
         let parts = tokio_stream::iter(encode_batch(batch)).then(move |part| {
             let (admission, tenant) = (Arc::clone(&admission), Arc::clone(&tenant));
@@ -165,7 +169,9 @@ mod shards;
 mod tests {
     use std::time::Duration;
 
+    use prost::Message;
     use vela_dataset::DamagePolicy;
+    use vela_proto::{encode_cursor, encode_spec};
     use vela_types::{BatchSpec, PackingSpec};
 
     use super::*;
@@ -175,22 +181,73 @@ mod tests {
     /// Windows, each another spec, whose rows are all to be planned.
     const NUM_PLANS: u32 = 12;
 
-    #[tokio::test]
-    async fn descriptions_that_wait_for_a_plan_hold_up_no_other() {
+    fn packed(window: u32) -> BatchSpec {
+        BatchSpec { packing: Some(PackingSpec { max_images: 4, window }), ..shards::spec() }
+    }
+
+    /// A service over a set in the folder, for a tenant.
+    fn service(max_consumers: u32) -> (tempfile::TempDir, LoaderService, Arc<Tenant>) {
         let folder = tempfile::tempdir().expect("a folder");
         shards::write(folder.path(), &shards::Plan::small());
         let set = folder.path().display().to_string().parse().expect("a data set");
         let catalog = Catalog::open(vec![set], 64 << 20, DamagePolicy::Fail).expect("a catalog");
-        let service = LoaderService::new(Arc::new(Shared::new(catalog, 1)));
+        let service = LoaderService::new(Arc::new(Shared::new(catalog, max_consumers, u64::MAX)));
         let tenant = Tenants::everybody().identify(&tonic::Request::new(())).expect("everybody");
+        (folder, service, tenant)
+    }
+
+    #[tokio::test]
+    async fn who_waits_for_a_plan_holds_up_no_stop() {
+        let (_folder, service, tenant) = service(2);
+        let _planning = tenant.begin_plan().await;
+        let (spec, partition) = (Some(encode_spec(&packed(3))), Some(v1::Partition { rank: 0, world: 1 }));
+        let position = Some(v1::Position { epoch: 0, step: 0, micro: 0 });
+        let cursor = Some(encode_cursor(
+            &service.shared.catalog.find(&tenant, "").expect("it").dataset.start_cursor(&packed(3)),
+        ));
+        let open = v1::OpenStream { spec, partition, cursor, credit_bytes: 1, ..Default::default() };
+        let open = v1::StreamBatchesRequest { request: Some(v1::stream_batches_request::Request::Open(open)) };
+        let get = v1::GetBatchRequest { spec, partition, position, ..Default::default() };
+        let describe = v1::DescribeDatasetRequest { spec, partition, ..Default::default() };
+        let messages = [
+            ("DescribeDataset", describe.encode_to_vec()),
+            ("GetBatch", get.encode_to_vec()),
+            ("StreamBatches", open.encode_to_vec()),
+        ];
+        let calls = messages.map(|(call, message)| {
+            let mut request = http::Request::new(framed(&message));
+            *request.uri_mut() = format!("/vela.loader.v1.Loader/{call}").parse().expect("a path");
+            request.extensions_mut().insert(Arc::clone(&tenant));
+            let service = service.clone();
+            (call, tokio::spawn(async move { service.answer(request).await.map(drop) }))
+        });
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        assert!(calls.iter().all(|(_, waiting)| !waiting.is_finished()), "all wait for the plan");
+        service.shared.stop.request();
+        for (call, waiting) in calls {
+            let ended = tokio::time::timeout(Duration::from_secs(5), waiting).await.expect(call).expect("no panic");
+            assert_eq!(ended.map_err(|status| status.code()), Err(tonic::Code::Unavailable), "{call}");
+        }
+    }
+
+    /// One message as a body of gRPC: uncompressed, its length, itself.
+    fn framed(message: &[u8]) -> Body {
+        let mut frame = vec![0];
+        frame.extend_from_slice(&(message.len() as u32).to_be_bytes());
+        frame.extend_from_slice(message);
+        Body::new(http_body_util::Full::new(bytes::Bytes::from(frame)))
+    }
+
+    #[tokio::test]
+    async fn descriptions_that_wait_for_a_plan_hold_up_no_other() {
+        let (_folder, service, tenant) = service(1);
         let describe = |spec: BatchSpec| {
             let (service, tenant) = (service.clone(), Arc::clone(&tenant));
-            let spec = Some(vela_proto::encode_spec(&spec));
+            let spec = Some(encode_spec(&spec));
             let request = v1::DescribeDatasetRequest { spec, ..Default::default() };
             tokio::spawn(async move { service.describe(&tenant, request).await })
         };
         let planning = tenant.begin_plan().await;
-        let packed = |window| BatchSpec { packing: Some(PackingSpec { max_images: 4, window }), ..shards::spec() };
         let waiting: Vec<_> = (1..=NUM_PLANS).map(|window| describe(packed(window))).collect();
         tokio::time::sleep(Duration::from_millis(100)).await;
         let plain = tokio::time::timeout(Duration::from_secs(10), describe(shards::spec())).await;

@@ -175,6 +175,17 @@ fn stopping() -> ServiceError {
     ServiceError::new(ErrorKind::Unavailable, "the loader is stopping")
 }
 
+/// What `waited` comes to, if the loader does not stop first: who waits long for others' work holds up no stop.
+pub(crate) async fn unless_stopping<T>(
+    stop: &Shutdown,
+    waited: impl Future<Output = Result<T, ServiceError>>,
+) -> Result<T, ServiceError> {
+    tokio::select! {
+        done = waited => done,
+        () = stop.wait() => Err(stopping()),
+    }
+}
+
 async fn first_request(
     requests: &mut Streaming<v1::StreamBatchesRequest>,
     stop: &Shutdown,
@@ -196,8 +207,12 @@ async fn check_opening(shared: &Arc<Shared>, tenant: &Tenant, open: v1::OpenStre
     let cursor = decode_cursor(open.cursor)?;
     let refused = |error| to_service_error(&error);
     let partition = request.partition;
-    let order = request.plan(tenant).await?;
+    let order = unless_stopping(&shared.stop, request.plan(tenant)).await?;
     let start = order.share.position_of(&cursor).map_err(refused)?;
+    if open.micro > 0 && (start.epoch, start.step) != (cursor.epoch, cursor.step) {
+        let expected = "0, as the cursor stands at the end of its epoch".to_owned();
+        return Err(WireError::Value { field: "open.micro", expected, found: open.micro.to_string() }.into());
+    }
     let start = Position { micro: open.micro, ..start };
     order.share.plan().micro_rows(start).map_err(refused)?;
     Ok(Opening { order, partition, start })

@@ -15,11 +15,13 @@ use vela_types::{BatchSpec, Position, ScatteredBatch};
 use crate::LoaderReport;
 use crate::catalog::{Catalog, Served};
 use crate::error::to_service_error;
+use crate::plans::{PlanPlace, Plans};
 use crate::tenants::Tenant;
 
 /// Data, limits and counts of a running server.
 pub(crate) struct Shared {
     pub(crate) catalog: Catalog,
+    plans: Arc<Plans>,
     /// One permit per open stream or single batch, held until the last part is taken: with the byte limit of a batch
     /// it bounds what all consumers together keep in memory.
     consumers: Arc<Semaphore>,
@@ -39,10 +41,11 @@ pub(crate) struct Totals {
 }
 
 impl Shared {
-    pub(crate) fn new(catalog: Catalog, max_consumers: u32) -> Self {
+    pub(crate) fn new(catalog: Catalog, max_consumers: u32, max_plan_bytes: u64) -> Self {
         let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
         Self {
             catalog,
+            plans: Arc::new(Plans::new(max_plan_bytes)),
             consumers: Arc::new(Semaphore::new(max_consumers as usize)),
             builders: Arc::new(Semaphore::new(cores)),
             stop: Shutdown::new(),
@@ -134,6 +137,7 @@ impl Drop for Admission {
 /// Whose batches are asked for, and how they are to be cut, fields checked.
 pub(crate) struct Request {
     served: Arc<Served>,
+    plans: Arc<Plans>,
     spec: BatchSpec,
     pub(crate) partition: Partition,
 }
@@ -148,10 +152,11 @@ impl Request {
     ) -> Result<Self, ServiceError> {
         let served = Arc::clone(shared.catalog.find(tenant, dataset)?);
         let (spec, (rank, world)) = (decode_spec(spec)?, decode_partition(partition)?);
-        Ok(Self { served, spec, partition: Partition { rank, world } })
+        let plans = Arc::clone(&shared.plans);
+        Ok(Self { served, plans, spec, partition: Partition { rank, world } })
     }
 
-    /// Checks that the data can be had so: shares, bytes of a batch, length of every record. Plans packed rows, which may take long: one
+    /// Checks that the data can be had so: shares, bytes of a batch and of plans, length of every record. Plans packed rows, which may take long: one
     /// new plan of a tenant at a time.
     pub(crate) async fn plan(self, tenant: &Tenant) -> Result<Order, ServiceError> {
         let planning = self.begin_plan(tenant).await;
@@ -168,13 +173,14 @@ impl Request {
 
     /// [`Request::plan`] with the permits that it takes, given back when the work is done, whoever still waits for it.
     pub(crate) async fn plan_holding(self, permits: impl Send + 'static) -> Result<Order, ServiceError> {
-        let Self { served, spec, partition } = self;
-        let dataset = Arc::clone(&served.dataset);
+        let Self { served, plans, spec, partition } = self;
+        let plan = plans.hold(&served.dataset, &spec)?;
+        let (dataset, held) = (Arc::clone(&served.dataset), (permits, plan.clone()));
         let share = off_thread(move || {
-            let _held = permits;
+            let _held = held;
             Share::new(dataset, spec, partition)
         });
-        Ok(Order { share: share.await?, served })
+        Ok(Order { share: share.await?, served, _plan: plan })
     }
 }
 
@@ -183,6 +189,8 @@ impl Request {
 pub(crate) struct Order {
     pub(crate) served: Arc<Served>,
     pub(crate) share: Share,
+    /// Given back with the last of those who share the plan.
+    _plan: Option<Arc<PlanPlace>>,
 }
 
 impl Order {

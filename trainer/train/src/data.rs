@@ -73,7 +73,8 @@ fn client_options(remote: &RemotePlace, limits: Limits) -> Result<ClientOptions,
     };
     let tls = TlsOptions { authorities: remote.authority.as_ref().map(read).transpose()?, identity };
     let (dataset, prefetch_bytes) = (remote.dataset.clone(), limits.prefetch_bytes);
-    Ok(ClientOptions { dataset, token, tls, prefetch_bytes, ..ClientOptions::default() })
+    let allow_remote_plaintext = remote.allow_remote_plaintext;
+    Ok(ClientOptions { dataset, token, tls, allow_remote_plaintext, prefetch_bytes, ..ClientOptions::default() })
 }
 
 /// Refuses data made by another processor than the one that goes into the checkpoint.

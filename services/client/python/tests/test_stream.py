@@ -79,6 +79,20 @@ class Limits(unittest.TestCase):
         self.assertEqual(dict(channel_options(5 << 20))["grpc.max_receive_message_length"], 5 << 20)
         self.assertEqual(dict(channel_options(1))["grpc.max_receive_message_length"], 1 << 20)
 
+    def test_a_token_leaves_the_machine_in_plain_text_only_where_that_is_allowed(self):
+        never = mock.Mock(side_effect=AssertionError("a connection"))
+        for url in ["loader:1", "10.0.0.1:1", "dns:///loader:1", "[2001:db8::1]:1", ["localhost:1", "loader:1"]]:
+            with mock.patch.object(BatchStream, "_first_answer", never), self.assertRaisesRegex(ValueError, "without encryption"):
+                BatchStream(url, token="a token", **SPEC)
+        asked = mock.Mock(side_effect=InterruptedError)
+        encrypted = {"credentials": grpc.ssl_channel_credentials()}
+        for url, options in [
+            ("localhost:1", {}), ("127.0.0.2:1", {}), ("[::1]:1", {}), ("unix:/tmp/loader", {}),
+            ("loader:1", {"allow_remote_plaintext": True}), ("loader:1", encrypted), ("loader:1", {"token": None}),
+        ]:
+            with mock.patch.object(BatchStream, "_first_answer", asked), self.assertRaises(InterruptedError):
+                BatchStream(url, **{"token": "a token", **options}, **SPEC)
+
     def test_a_chunk_is_read_once(self):
         reads = []
 

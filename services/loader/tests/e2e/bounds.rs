@@ -1,13 +1,14 @@
 //! Memory and bytes under way stay within what the consumer allows.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use tonic::Streaming;
+use tonic::{Code, Streaming};
 use vela_client::RemoteSource;
 use vela_dataset::Dataset;
+use vela_loader::ServeConfig;
 use vela_proto::PART_BYTES;
 use vela_proto::v1::{self, batch_part::Part, stream_batches_request::Request};
-use vela_types::{BatchSource, BatchSpec};
+use vela_types::{BatchSource, BatchSpec, PackingSpec};
 
 use crate::calls::{self, OpenStream};
 use crate::loader::LocalLoader;
@@ -84,4 +85,37 @@ async fn receive_until_silence(parts: &mut Streaming<v1::BatchPart>) -> usize {
         }
     }
     bytes
+}
+
+#[test]
+fn specs_whose_plans_take_too_much_together_wait_for_one_another() {
+    let folder = tempfile::tempdir().expect("a folder");
+    shards::write(folder.path(), &Plan::small());
+    let set = folder.path().display().to_string();
+    let serve = |max_plan_bytes| {
+        LocalLoader::with(ServeConfig { max_plan_bytes, ..ServeConfig::new(&set, crate::loader::loopback(0)) })
+    };
+    let dataset = Dataset::open(&set).expect("a set");
+    // 23 records of twelve bytes: two plans fit, a third does not.
+    let loader = serve(3 * 12 * 23 - 1);
+    let packed =
+        |window| BatchSpec { packing: Some(PackingSpec { max_images: 4, window }), max_length: 128, ..shards::spec() };
+    let runtime = tokio::runtime::Runtime::new().expect("an event loop");
+    let open = |loader: &LocalLoader, window| {
+        let (spec, url) = (packed(window), loader.url());
+        let cursor = dataset.start_cursor(&spec);
+        runtime.block_on(calls::open_stream(&url, &spec, &cursor, 1)).map_err(|status| (status.code(), status))
+    };
+    let first = open(&loader, 5).expect("a plan");
+    let _other = [open(&loader, 6).expect("another"), open(&loader, 6).expect("the same")];
+    let (code, status) = open(&loader, 7).expect_err("one too many");
+    assert!(code == Code::ResourceExhausted && status.message().contains("`--max-plan-bytes`"), "{status}");
+    runtime.block_on(calls::get_batch(&loader.url(), &shards::spec())).expect("what is not packed has no plan");
+    drop(first);
+    let started = Instant::now();
+    while open(&loader, 7).is_err() {
+        assert!(started.elapsed() < Duration::from_secs(10), "the plan of a stream that is gone still counts");
+    }
+    let (code, status) = open(&serve(12 * 23 - 1), 5).expect_err("it never fits");
+    assert!(code == Code::InvalidArgument && status.message().contains("`--max-plan-bytes`"), "{status}");
 }

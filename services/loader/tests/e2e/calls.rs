@@ -18,11 +18,20 @@ async fn client(url: &str) -> LoaderClient<Channel> {
 
 /// The first batch by position.
 pub(crate) async fn get_batch(url: &str, spec: &BatchSpec) -> Result<Streaming<BatchPart>, Status> {
+    get_batch_at(url, spec, Position { epoch: 0, step: 0, micro: 0 }).await
+}
+
+/// The batch at `position`.
+pub(crate) async fn get_batch_at(
+    url: &str,
+    spec: &BatchSpec,
+    position: Position,
+) -> Result<Streaming<BatchPart>, Status> {
     let request = v1::GetBatchRequest {
         dataset: String::new(),
         spec: Some(encode_spec(spec)),
         partition: Some(WHOLE),
-        position: Some(encode_position(Position { epoch: 0, step: 0, micro: 0 })),
+        position: Some(encode_position(position)),
         checksum: None,
     };
     Ok(client(url).await.get_batch(request).await?.into_inner())
@@ -49,12 +58,23 @@ pub(crate) async fn open_stream(
     cursor: &Cursor,
     credit_bytes: u64,
 ) -> Result<OpenStream, Status> {
+    open_stream_at(url, spec, cursor, 0, credit_bytes).await
+}
+
+/// A stream from micro-batch `micro` of the step of `cursor` on.
+pub(crate) async fn open_stream_at(
+    url: &str,
+    spec: &BatchSpec,
+    cursor: &Cursor,
+    micro: u32,
+    credit_bytes: u64,
+) -> Result<OpenStream, Status> {
     let open = v1::OpenStream {
         dataset: String::new(),
         spec: Some(encode_spec(spec)),
         partition: Some(WHOLE),
         cursor: Some(encode_cursor(cursor)),
-        micro: 0,
+        micro,
         credit_bytes,
         checksum: None,
     };

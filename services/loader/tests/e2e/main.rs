@@ -14,3 +14,4 @@ mod replicas;
 mod resume;
 mod security;
 mod shards;
+mod strangers;

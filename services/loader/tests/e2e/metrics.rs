@@ -8,9 +8,10 @@ use std::sync::Arc;
 
 use vela_client::RemoteSource;
 use vela_dataset::{DamagePolicy, Dataset, LocalSource, Partition};
+use vela_runtime::MetricsServer;
 use vela_types::BatchSource;
 
-use crate::loader::{LoaderProcess, command, free_port};
+use crate::loader::{LoaderProcess, command, free_port, loopback};
 use crate::security::House;
 use crate::shards;
 
@@ -37,6 +38,8 @@ fn a_scripted_run_is_counted_exactly() {
     let listen = format!("127.0.0.1:{port}");
     let shards = folder.path().display().to_string();
     let loader = serve(&["--shards", &shards, "--listen", &listen, "--metrics-listen", &metrics, "--reflection"]);
+    // Of the client: this process has a recorder from here on.
+    let own = MetricsServer::start(loopback(0)).expect("the first recorder of this process");
     let mut source = RemoteSource::connect(&listen, shards::spec(), 0, 1, 1).expect("a loader");
     // One epoch of 23 samples in steps of six, three micro-batches each; the last step has one masked slot.
     let batches: Vec<_> = (0..12).map(|_| source.next_batch().expect("a batch")).collect();
@@ -60,8 +63,22 @@ fn a_scripted_run_is_counted_exactly() {
     assert!(value(&shown, "vela_loader_build_seconds_count") >= 12.0);
     assert!(value(&shown, "vela_loader_credit_wait_seconds_count") >= 12.0);
     assert_eq!(value(&shown, "vela_loader_damaged_records{dataset=\"default\"}"), 0.0);
-    drop((source, loader));
-    check_dashboard(&shown);
+    loader.signal("-KILL");
+    let restarted = serve(&["--shards", &shards, "--listen", &listen]);
+    for _ in 0..12 {
+        source.next_batch().expect("epoch 1");
+    }
+    let own = page(&own.address().to_string(), "/metrics");
+    let address = format!("{{address=\"http://{listen}\"}}");
+    let counted = |name: &str| value(&own, &format!("vela_client_{name}_total{address}"));
+    // Room for one batch: the next one may be there already.
+    assert!([25.0, 26.0].contains(&counted("batches")), "{own}");
+    assert!(counted("bytes") > bytes as f64 && counted("resumes") == 1.0 && counted("tries") >= 2.0, "{own}");
+    assert_eq!(source.stats().num_streams as f64, counted("tries"));
+    assert!(value(&own, "vela_client_stall_seconds_sum") > 0.0);
+    assert!(value(&own, "vela_client_stall_seconds_count") >= 25.0);
+    drop((source, loader, restarted));
+    check_dashboard(&(shown + &own));
 }
 
 #[test]

@@ -5,9 +5,10 @@ use std::time::{Duration, Instant};
 use vela_client::{ClientError, RemoteSource};
 use vela_loader::{LoaderError, ServeConfig, serve};
 use vela_proto::ErrorKind;
+use vela_proto::v1::batch_part::Part;
 use vela_runtime::Shutdown;
 use vela_tests::told;
-use vela_types::{BatchSource, BatchSpec, Cursor, Fingerprint};
+use vela_types::{BatchSource, BatchSpec, Cursor, Fingerprint, Position};
 
 use crate::calls;
 use crate::loader::{LocalLoader, free_port, loopback};
@@ -124,6 +125,37 @@ fn a_cursor_of_other_data_or_another_spec_is_refused_by_name() {
         assert!(error.contains(named), "{error}");
     }
     source.next_batch().expect("a refused cursor changes nothing");
+}
+
+/// The next epoch begins with its first micro-batch: a later one would leave samples out.
+#[test]
+fn the_end_of_an_epoch_goes_on_with_no_micro_batch_but_the_first() {
+    let (_folder, loader) = small_loader();
+    let source = RemoteSource::connect(&loader.url(), shards::spec(), 0, 1, 1 << 20).expect("a stream");
+    let steps = source.steps_per_epoch();
+    let runtime = tokio::runtime::Runtime::new().expect("an event loop");
+    let open = |step, micro| {
+        let cursor = Cursor { step, ..source.start_cursor() };
+        let first = runtime.block_on(async {
+            let opened = calls::open_stream_at(&loader.url(), &shards::spec(), &cursor, micro, 1 << 20).await;
+            opened?.parts.message().await
+        });
+        first.map(|part| match part.and_then(|part| part.part) {
+            Some(Part::Header(header)) => header.position.map(|at| (at.epoch, at.step, at.micro)),
+            _ => None,
+        })
+    };
+    assert_eq!(open(steps - 1, 2).expect("the last of the epoch"), Some((0, steps - 1, 2)));
+    assert_eq!(open(steps, 0).expect("the next epoch"), Some((1, 0, 0)));
+    for micro in [1, 2] {
+        let status = open(steps, micro).expect_err("samples would be missing");
+        assert_eq!(status.code(), tonic::Code::InvalidArgument, "{status}");
+        assert!(status.message().contains("`open.micro`: expected 0"), "{status}");
+    }
+    for position in [Position { epoch: 0, step: steps, micro: 0 }, Position { epoch: 0, step: 0, micro: 3 }] {
+        let got = runtime.block_on(calls::get_batch_at(&loader.url(), &shards::spec(), position));
+        assert_eq!(got.expect_err("no such place").code(), tonic::Code::OutOfRange, "{position:?}");
+    }
 }
 
 #[test]

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use vela_client::{ClientOptions, RemoteSource};
 use vela_dataset::Partition;
 use vela_proto::v1::batch_part::Part;
+use vela_tests::s3::S3Server;
 use vela_types::{BatchSource, BatchSpec};
 
 use crate::calls::{self, OpenStream};
@@ -17,7 +18,8 @@ use crate::loader::{LoaderProcess, free_port, loopback, serve_command};
 use crate::process::own_bytes;
 use crate::record::Record;
 use crate::shards::{self, Plan};
-use crate::work::connect_patiently;
+use crate::store::{serve_remote, upload};
+use crate::work::{self, connect_patiently};
 use crate::{note, number_from};
 
 const MIB: u64 = 1 << 20;
@@ -46,6 +48,32 @@ fn server(shards: &Path, port: u16, limits: &[&str]) -> LoaderProcess {
     LoaderProcess::spawn(serve, port)
 }
 
+/// A set in a bucket, and a cache that has all of it: a loader gathers its batches in memory of its own, instead of mapping pixels, and
+/// fetches nothing meanwhile.
+struct Bucket {
+    server: S3Server,
+    cache: tempfile::TempDir,
+}
+
+impl Bucket {
+    fn new(plan: &Plan) -> Self {
+        let bucket = Self { server: S3Server::start(), cache: tempfile::tempdir().expect("a folder") };
+        upload(&bucket.server, plan, 2);
+        let port = free_port();
+        let _loader = bucket.serve(port, &[]);
+        let url = format!("http://{}", loopback(port));
+        let mut source = connect_patiently(&url, &shards::spec(), Partition::WHOLE, &ClientOptions::default());
+        work::consume(&mut source, 1);
+        bucket
+    }
+
+    fn serve(&self, port: u16, limits: &[&str]) -> LoaderProcess {
+        let mut serve = serve_remote(&self.server, self.cache.path(), port);
+        serve.args(limits);
+        LoaderProcess::spawn(serve, port)
+    }
+}
+
 #[test]
 fn a_paused_consumer_keeps_server_and_client_within_their_budgets() {
     let _alone = ALONE.lock();
@@ -53,14 +81,13 @@ fn a_paused_consumer_keeps_server_and_client_within_their_budgets() {
     let folder = tempfile::tempdir().expect("a folder");
     // Batches of 1.3 MiB, 40 of them an epoch: much more than what either side may hold.
     let plan = Plan { num_samples: 160, side: 336, always_image: true, num_tokens: 8, seed: 4 };
-    shards::write_shards(&folder.path().join("shards"), &plan, 2);
+    let bucket = Bucket::new(&plan);
     let spec = BatchSpec { global_batch: 4, micro_batch: 4, ..shards::spec() };
     let port = free_port();
-    let cores = std::thread::available_parallelism().map_or(1, usize::from) as u64;
-    // The server's stated budget: `docs/protocol.md`, limits; three batches per consumer, the cores, four idle buffers.
-    let server_budget = 2 * MIB * (3 + cores + 4);
+    // `docs/protocol.md`, credit: three batches of four images and little text. One more than those does not fit.
+    let server_budget = 3 * (4 * 3 * 336 * 336) + MIB;
     let client_budget = 16 * MIB;
-    let loader = server(&folder.path().join("shards"), port, &["--max-batch-bytes", "2MiB", "--max-consumers", "1"]);
+    let loader = bucket.serve(port, &["--max-batch-bytes", "2MiB", "--max-consumers", "1"]);
     std::thread::sleep(Duration::from_millis(300));
     let idle_server = own(loader.0.id());
     let order = Order {
@@ -92,7 +119,7 @@ fn a_paused_consumer_keeps_server_and_client_within_their_budgets() {
         (early[0] >> 10, late[0] >> 10),
         (early[1] >> 10, late[1] >> 10)
     ));
-    assert!(late[0] <= idle_server + server_budget * 11 / 10, "server: {late:?} over {idle_server}");
+    assert!(late[0] <= idle_server + server_budget, "server: {late:?} over {idle_server}");
     assert!(late[1] <= client_budget * 11 / 10 + CLIENT_BASE, "client: {late:?}");
     for (early, late) in early.into_iter().zip(late) {
         assert!(late <= early + MIB, "grew from {early} to {late} while paused");
@@ -165,15 +192,17 @@ fn seven_fast_consumers_keep_their_rate_beside_a_slow_one() {
 #[test]
 fn idle_streams_cost_little() {
     const STREAMS: u64 = 64;
-    /// All of them together: each its connection, its session and three batches of a few KB.
-    const LIMIT: u64 = 16 * MIB;
-    let folder = tempfile::tempdir().expect("a folder");
-    shards::write(folder.path(), &Plan::small());
+    const SIDE: u64 = 148;
+    /// Two images, and little else.
+    const BATCH: u64 = 2 * 3 * SIDE * SIDE;
+    /// All of them together: each its connection, its session and three batches.
+    const LIMIT: u64 = STREAMS * (3 * BATCH + (64 << 10));
+    let _alone = ALONE.lock();
+    let bucket = Bucket::new(&Plan { side: SIDE as u32, always_image: true, ..Plan::small() });
     let port = free_port();
-    let loader = server(folder.path(), port, &["--max-consumers", "65"]);
+    let loader = bucket.serve(port, &["--max-consumers", "65"]);
     let url = format!("http://{}", loopback(port));
-    let cursor = vela_dataset::Dataset::open(&folder.path().display().to_string()).expect("a set");
-    let cursor = cursor.start_cursor(&shards::spec());
+    let cursor = connect_patiently(&url, &shards::spec(), Partition::WHOLE, &ClientOptions::default()).start_cursor();
     let runtime = tokio::runtime::Runtime::new().expect("an event loop");
     let open = || runtime.block_on(calls::open_stream(&url, &shards::spec(), &cursor, 1)).expect("a stream");
     let _first = open();

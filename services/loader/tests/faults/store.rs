@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::runtime::Runtime;
+use tonic::Code;
 use vela_client::{ClientOptions, RemoteSource};
 use vela_dataset::{Dataset, Partition};
 use vela_shard::{RemoteOptions, RemoteStore};
@@ -89,6 +90,39 @@ fn a_store_that_is_away_for_long_is_waited_for_and_named() {
     assert!(source.stats().num_streams > 1, "the stream came back: {:?}", source.stats());
     let log = fs::read_to_string(cache.path().join("log")).expect("a log");
     assert!(log.contains("set/shard-00002.parquet"), "{log}");
+}
+
+#[test]
+fn what_a_store_says_is_told_to_the_operator_and_to_no_tenant() {
+    let plan = Plan { num_samples: 24, side: 24, always_image: false, num_tokens: 5, seed: 26 };
+    let (server, cache, port) = (S3Server::start(), tempfile::tempdir().expect("a folder"), free_port());
+    upload(&server, &plan, 4);
+    server.strike("GET", "shard-0000", Fault::Status(403), usize::MAX);
+    let mut serve = serve_remote(&server, cache.path(), port);
+    serve.env("RUST_LOG", "warn");
+    let _loader = LoaderProcess::spawn(serve, port);
+    let url = format!("http://{}", loopback(port));
+    let runtime = Runtime::new().expect("an event loop");
+    let by_get = runtime.block_on(calls::get_batch(&url, &shards::spec())).expect_err("no shard");
+    let by_lookup = calls::lookup(&url, 0).expect_err("no shard");
+    let cursor = connect_patiently(&url, &shards::spec(), Partition::WHOLE, &ClientOptions::default()).start_cursor();
+    let by_stream = runtime.block_on(async {
+        let mut stream = calls::open_stream(&url, &shards::spec(), &cursor, 1 << 20).await.expect("a stream");
+        stream.parts.message().await.expect_err("no shard")
+    });
+    let log = fs::read_to_string(cache.path().join("log")).expect("a log");
+    let endpoint = &server.settings()["aws_endpoint_url"];
+    for (number, status) in [by_get, by_lookup, by_stream].into_iter().enumerate() {
+        let told = status.message();
+        assert_eq!(status.code(), Code::Unavailable, "{told}");
+        assert!(told.contains("`shard-0000") && told.contains("try again"), "{told}");
+        for inside in ["s3://", "bucket", "AWS_", "InternalError", "<Error>", endpoint, "127.0.0.1", "403"] {
+            assert!(!told.contains(inside), "`{inside}` in: {told}");
+        }
+        let report = format!("report {}", number + 1);
+        assert!(told.ends_with(&report) && log.contains(&report.replace(' ', "=")), "{told}\n{log}");
+    }
+    assert!(log.contains("s3://bucket/set/shard-0000") && log.contains("InternalError"), "{log}");
 }
 
 #[test]

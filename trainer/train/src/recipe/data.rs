@@ -28,12 +28,14 @@ pub(super) fn check_data(data: &RawData) -> Result<DataPlace, TrainError> {
 }
 
 fn check_shards(data: &RawData) -> Result<DataPlace, TrainError> {
+    let plaintext = data.allow_remote_plaintext.map(|allowed| allowed.to_string());
     let of_loaders = [
         ("data.dataset", &data.dataset),
         ("data.token_file", &data.token_file),
         ("data.authority", &data.authority),
         ("data.certificate", &data.certificate),
         ("data.key", &data.key),
+        ("data.allow_remote_plaintext", &plaintext),
     ];
     if let Some((key, Some(found))) = of_loaders.into_iter().find(|(_, value)| value.is_some()) {
         return refuse(key, "nothing, since `data.shards` are read without a loader", found);
@@ -75,6 +77,7 @@ fn check_loader(data: &RawData) -> Result<DataPlace, TrainError> {
             token_file: path(&data.token_file),
             authority: path(&data.authority),
             identity,
+            allow_remote_plaintext: data.allow_remote_plaintext.unwrap_or(false),
             address,
         })),
     }

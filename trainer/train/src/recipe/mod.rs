@@ -71,6 +71,8 @@ pub(crate) struct RemotePlace {
     pub(crate) authority: Option<PathBuf>,
     /// Certificate and key.
     pub(crate) identity: Option<(PathBuf, PathBuf)>,
+    /// Whether the token may go to another machine without encryption.
+    pub(crate) allow_remote_plaintext: bool,
 }
 
 /// Where the first weights come from.

@@ -89,6 +89,9 @@ pub struct RawData {
     /// The certificate's key, a PEM file.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub key: Option<String>,
+    /// True lets the token go to another machine without encryption; false if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub allow_remote_plaintext: Option<bool>,
     /// Batches held ready, in bytes; 64MiB if absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prefetch: Option<ByteSize>,

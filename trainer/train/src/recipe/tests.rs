@@ -68,7 +68,7 @@ fn the_resolved_recipe_gives_an_equal_recipe() {
 
 #[test]
 fn each_wrong_recipe_is_refused_by_its_key() {
-    let cases: [(&[&str], &str); 41] = [
+    let cases: [(&[&str], &str); 42] = [
         (&["train_type=half"], "`freeze_vision_and_llm`, `freeze_vision`, `lora`, `full`, found `half`"),
         (&["train_type=lora", "groups.lora.lr=1e-4"], "`rank`, `alpha` and `targets`"),
         (&["lora.rank=8", "lora.alpha=16", "lora.targets=['q_proj']"], "nothing for `freeze_vision_and_llm`"),
@@ -92,6 +92,7 @@ fn each_wrong_recipe_is_refused_by_its_key() {
         (&["data.shards=a,,b"], "data.shards"),
         (&["data.shards=a*x"], "data.shards"),
         (&["data.token_file=token"], "data.token_file"),
+        (&["data.allow_remote_plaintext=true"], "data.allow_remote_plaintext"),
         (&["data.shuffle=false", "data.shuffle_window=3"], "data.shuffle_window"),
         (&["batch.packing.max_images=0"], "batch.packing.max_images"),
         (&["batch.packing.max_images=1", "batch.packing.window=0"], "batch.packing.window"),

@@ -47,6 +47,15 @@ class Link:
     def metadata(self):
         return () if self._token is None else (("authorization", f"Bearer {self._token}"),)
 
+    def check_secrecy(self):
+        """Raises ValueError if a token would go to another machine in plain text."""
+        open_urls = [url for url in self.urls if not is_this_machine(url)]
+        if self._token is not None and self._credentials is None and open_urls:
+            raise ValueError(
+                f"loader at {open_urls[0]}: the token would go to another machine without encryption;"
+                " pass `credentials`, or `allow_remote_plaintext=True` if nobody can read along"
+            )
+
     def _address(self):
         """The address whose turn it is, of the present url's name; None if that has no choice."""
         number = self._current
@@ -56,6 +65,13 @@ class Link:
         known += [address for address in found if address not in known]
         self._addresses[number] = known
         return known[self._turns[number] % len(known)] if len(known) > 1 else None
+
+
+def is_this_machine(url):
+    host = url.rpartition(":")[0].strip("[]")
+    if url.startswith("unix:") or host.lower() == "localhost":
+        return True
+    return is_address(host) and ipaddress.ip_address(host).is_loopback
 
 
 def resolve(url):

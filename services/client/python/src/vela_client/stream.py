@@ -48,13 +48,14 @@ class BatchStream:
         dataset="",
         token=None,
         credentials=None,
+        allow_remote_plaintext=False,
         prefetch_bytes=256 << 20,
         max_batch_bytes=MAX_BATCH_BYTES,
         give_up_after=120.0,
         stall_after=300.0,
         verify_images=False,
     ):
-        """`packing`: None, or `(max_images, window)`. `token`: of a tenant. `credentials`: `grpc.ssl_channel_credentials(...)` for an
+        """`packing`: None, or `(max_images, window)`. `token`: of a tenant; it goes to another machine without `credentials` only with `allow_remote_plaintext`. `credentials`: `grpc.ssl_channel_credentials(...)` for an
         encrypted loader. `max_batch_bytes`: larger batches are refused. `give_up_after`: seconds to come back after a working stream was lost, and to describe the data. `stall_after`: seconds
         after which a loader that sends nothing to a waiting consumer is left for another. `verify_images`: compares the checksum of each image on every
         connection, not only on those that are neither encrypted nor inside this machine. Raises LoaderRefused if the data cannot be had so, GaveUp if
@@ -62,6 +63,8 @@ class BatchStream:
         arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         self._arguments = arguments
         self._link = Link([urls] if isinstance(urls, str) else list(urls), credentials, token, dataset, max_batch_bytes)
+        if not allow_remote_plaintext:
+            self._link.check_secrecy()
         spec = message("BatchSpec")(
             global_batch=global_batch, micro_batch=micro_batch, seed=seed, shuffle=shuffle,
             shuffle_window=shuffle_window, image_tokens=image_tokens, max_length=max_length,
