@@ -12,21 +12,17 @@ use crate::fixture::{Stage, loss_bits};
 use crate::ranks::{largest_difference, train_ranks, weights};
 
 /// A trainer that joins ranks by MPI, if one can be had here.
+#[expect(clippy::print_stderr, reason = "a test that skips says so")]
 fn mpi_trainer(test: &str) -> Option<PathBuf> {
     let built = cfg!(feature = "mpi").then(|| PathBuf::from(env!("CARGO_BIN_EXE_trainer")));
     let trainer = std::env::var_os("VELA_MPI_TRAINER").map(PathBuf::from).or(built);
     let has_mpirun = Command::new("mpirun").arg("--version").output().is_ok_and(|output| output.status.success());
-    match trainer {
-        Some(trainer) if has_mpirun => Some(trainer),
-        Some(_) => {
-            eprintln!("{test} is skipped: there is no `mpirun`");
-            None
-        }
-        None => {
-            eprintln!("{test} is skipped: no trainer with the feature `mpi`; see tests/ranks/run");
-            None
-        }
+    if trainer.is_none() || !has_mpirun {
+        let missing =
+            if has_mpirun { "trainer with the feature `mpi` (tests/ranks/run builds one)" } else { "`mpirun`" };
+        eprintln!("skipped: {test}, no {missing}");
     }
+    trainer.filter(|_| has_mpirun)
 }
 
 /// `mpirun -n WORLD trainer train` on the stage's recipe, one thread per rank, into the folder `run`.
