@@ -42,7 +42,7 @@ const FREE_KEYS: [&str; 15] = [
     "data.validation",
     "batch.micro",
 ];
-const FREE_TABLES: [&str; 4] = ["logging.", "checkpoint.", "guard.", "samples."];
+const FREE_TABLES: [&str; 5] = ["logging.", "checkpoint.", "guard.", "samples.", "ranks."];
 
 /// All the state there is besides weights and moments. No random stream is held: every draw is a pure function of the
 /// seed and the place, so the recipe's seed and the cursor stand for it.
@@ -139,11 +139,17 @@ impl TrainerState {
     }
 
     fn compared_fields(&self) -> BTreeMap<String, String> {
-        let mut fields = BTreeMap::new();
-        flatten("", &self.recipe, &mut fields);
+        let mut fields = self.all_fields();
         fields.retain(|key, _| {
             !FREE_KEYS.contains(&key.as_str()) && !FREE_TABLES.iter().any(|table| key.starts_with(table))
         });
+        fields
+    }
+
+    /// Every key of the recipe with its value, and what the data and the processor are.
+    pub(crate) fn all_fields(&self) -> BTreeMap<String, String> {
+        let mut fields = BTreeMap::new();
+        flatten("", &self.recipe, &mut fields);
         fields.insert("data fingerprint".to_owned(), self.cursor.fingerprint.to_string());
         fields.insert("batch spec".to_owned(), self.cursor.spec.to_string());
         fields.insert("processor fingerprint".to_owned(), self.processor.to_string());
@@ -333,6 +339,11 @@ fn save_moments(slots: &[Slot], path: &Path) -> Result<(), TrainError> {
 
 fn unsaved(path: &Path, source: impl std::error::Error + Send + Sync + 'static) -> TrainError {
     TrainError::Save { path: path.to_owned(), source: Box::new(source) }
+}
+
+/// blake3 of the state of the checkpoint in `folder`, which holds those of its other files.
+pub(crate) fn state_fingerprint(folder: &Path) -> Result<Fingerprint, TrainError> {
+    checksum(&folder.join(STATE_FILE))
 }
 
 fn checksum(path: &Path) -> Result<Fingerprint, TrainError> {

@@ -30,23 +30,29 @@ pub(crate) struct OpenSource {
     pub(crate) largest: MicroExtents,
 }
 
-/// Opens the stream the recipe names: shards in this process, or a loader. Both give equal batches.
-pub(crate) fn open_source(place: &DataPlace, spec: BatchSpec, limits: Limits) -> Result<OpenSource, TrainError> {
+/// Opens a rank's part of the stream the recipe names: shards in this process, or a loader. Both give equal batches.
+pub(crate) fn open_source(
+    place: &DataPlace,
+    spec: BatchSpec,
+    limits: Limits,
+    part: Partition,
+) -> Result<OpenSource, TrainError> {
     match place {
         DataPlace::Shards(parts) => {
             let place = parts.iter().map(|part| part.shards.as_str()).collect::<Vec<_>>().join(", ");
             let fault = |source| TrainError::Shards { place: place.clone(), source: Box::new(source) };
             let dataset = Dataset::open_blend(parts).map_err(fault)?.with_max_batch_bytes(limits.max_batch_bytes);
-            let whole = Partition { rank: 0, world: 1 };
-            let largest = dataset.largest_micro_batch(&spec, whole).map_err(fault)?;
-            let source = LocalSource::new(Arc::new(dataset), spec, whole, limits.prefetch_bytes).map_err(fault)?;
+            let largest = dataset.largest_micro_batch(&spec, part).map_err(fault)?;
+            let source = LocalSource::new(Arc::new(dataset), spec, part, limits.prefetch_bytes).map_err(fault)?;
             Ok(OpenSource { source: Box::new(source), largest })
         }
         DataPlace::Loader(remote) => {
             let fault = |source| TrainError::Loader { address: remote.address.clone(), source: Box::new(source) };
             let options = client_options(remote, limits)?;
-            let source = RemoteSource::connect_with(&remote.address, spec.clone(), 0, 1, options).map_err(fault)?;
-            let largest = bound_of(&spec, source.info());
+            let Partition { rank, world } = part;
+            let source =
+                RemoteSource::connect_with(&remote.address, spec.clone(), rank, world, options).map_err(fault)?;
+            let largest = bound_of(&spec, source.info(), part);
             Ok(OpenSource { source: Box::new(source), largest })
         }
     }
@@ -54,8 +60,8 @@ pub(crate) fn open_source(place: &DataPlace, spec: BatchSpec, limits: Limits) ->
 
 /// What a loader's micro-batches may come to. It tells no lengths, so rows count as full, and have the packing's images
 /// or, where samples are not packed, as many as a sample has on average, rounded up.
-fn bound_of(spec: &BatchSpec, info: &DatasetInfo) -> MicroExtents {
-    let rows = u64::from(spec.micro_batch.min(spec.global_batch));
+fn bound_of(spec: &BatchSpec, info: &DatasetInfo, part: Partition) -> MicroExtents {
+    let rows = u64::from(spec.micro_batch.min(spec.global_batch.div_ceil(part.world)));
     let of_a_row = match spec.packing {
         Some(packing) => u64::from(packing.max_images),
         None => info.num_images.div_ceil(info.num_samples.max(1)),
@@ -150,17 +156,18 @@ pub(crate) fn check_max_length(config: &VlmConfig, max_length: u32) -> Result<()
     }
 }
 
-/// The dataset whose loss is measured at checkpoints, as one pass in manifest order.
+/// A rank's part of the dataset whose loss is measured at checkpoints, as one pass in manifest order.
 pub(crate) fn open_validation(
     shards: &str,
     spec: &BatchSpec,
     limits: Limits,
+    part: Partition,
 ) -> Result<Box<dyn BatchSource>, TrainError> {
     let order = BatchSpec { shuffle: false, shuffle_window: 0, packing: None, ..spec.clone() };
-    let spec = BatchSpec { global_batch: spec.micro_batch, ..order };
+    let spec = BatchSpec { global_batch: spec.micro_batch.saturating_mul(part.world), ..order };
     let limits = Limits { prefetch_bytes: VALIDATION_PREFETCH_BYTES, ..limits };
-    let part = BlendPart { shards: shards.to_owned(), weight: Weight::ONE };
-    open_source(&DataPlace::Shards(vec![part]), spec, limits).map(|open| open.source)
+    let whole_set = BlendPart { shards: shards.to_owned(), weight: Weight::ONE };
+    open_source(&DataPlace::Shards(vec![whole_set]), spec, limits, part).map(|open| open.source)
 }
 
 /// The next micro-batch, which must be the one at `position`: a stream that skips or repeats is an error.

@@ -1,6 +1,7 @@
 //! Everything that can stop a run.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use vela_types::{Position, SourceError};
 
@@ -185,6 +186,86 @@ pub enum TrainError {
         /// What is there, and how to go on.
         what: &'static str,
     },
+    /// The variables of a launcher make no sense.
+    #[error("this process's rank cannot be told: {what}")]
+    Launch {
+        /// The variables, and what is wrong with them.
+        what: String,
+    },
+    /// Several processes were started together, and this build cannot join them.
+    #[error(
+        "started as rank {rank} of {world}, and this build joins no ranks; build it with `cargo build -p vela-train \
+             --features mpi` (docs/training.md), or start one process"
+    )]
+    NoBackend {
+        /// This process.
+        rank: usize,
+        /// How many there are.
+        world: usize,
+    },
+    /// An operation of all ranks failed.
+    #[error("rank {rank} of {world}: {work}: {fault}")]
+    Collective {
+        /// This process.
+        rank: usize,
+        /// How many there are.
+        world: usize,
+        /// What the operation was for.
+        work: String,
+        /// What went wrong.
+        fault: String,
+    },
+    /// The other ranks did not come in time.
+    #[error(
+        "rank {rank} of {world}: {work}: waited {deadline:?} for the other ranks (`ranks.deadline`); one of them hangs or \
+             is gone. Start all of them again with `--resume auto`"
+    )]
+    Stalled {
+        /// This process.
+        rank: usize,
+        /// How many there are.
+        world: usize,
+        /// What was waited for.
+        work: String,
+        /// How long.
+        deadline: Duration,
+    },
+    /// Another rank could not start or go on.
+    #[error("rank {rank} failed: {fault}")]
+    OtherRank {
+        /// That rank.
+        rank: usize,
+        /// Its error with its causes.
+        fault: String,
+        /// Whether recipe or flags have to change.
+        usage: bool,
+    },
+    /// The ranks do not hold the same.
+    #[error(
+        "the ranks differ in {what}: rank 0 has `{expected}`, rank {rank} has `{found}`; all of them need the same recipe, \
+             files and program"
+    )]
+    RanksDiffer {
+        /// The first rank that differs from rank 0.
+        rank: usize,
+        /// In what.
+        what: String,
+        /// What rank 0 has.
+        expected: String,
+        /// What that rank has.
+        found: String,
+    },
+    /// Weights that were equal no longer are.
+    #[error(
+        "after step {step} the trained weights of rank {rank} are not those of rank 0; the ranks need processors of one kind \
+             (docs/determinism.md), or one of them computes wrongly"
+    )]
+    Drifted {
+        /// One-based optimizer step.
+        step: u64,
+        /// The first rank that differs from rank 0.
+        rank: usize,
+    },
     /// A run folder, or a file of one, cannot be read.
     #[error("`{}` is not of a run: {fault}", path.display())]
     RunFile {
@@ -212,7 +293,11 @@ impl TrainError {
     pub fn is_usage(&self) -> bool {
         matches!(
             self,
-            Self::Config(_)
+            Self::OtherRank { usage: true, .. }
+                | Self::Launch { .. }
+                | Self::NoBackend { .. }
+                | Self::RanksDiffer { .. }
+                | Self::Config(_)
                 | Self::Recipe { .. }
                 | Self::Metrics { .. }
                 | Self::Shards { .. }

@@ -7,6 +7,7 @@ mod answerer;
 mod chart;
 mod chat;
 mod checkpoint;
+mod collective;
 mod data;
 mod device_batch;
 mod dry_step;
@@ -23,9 +24,11 @@ mod memory;
 mod metrics;
 mod model_folder;
 mod open;
+mod opened;
 mod optimizer;
 mod parameter_groups;
 mod plot;
+mod ranks;
 mod recipe;
 mod report;
 mod run_card;
@@ -43,6 +46,7 @@ mod watch;
 pub use self::metrics::{StepMetrics, read_metrics};
 pub use answerer::{Answer, ProcessedQuestion, Question};
 pub use chat::Chat;
+pub use collective::{Collective, Launch, OnStall, Single, Watched};
 pub use encode::{EncodeOptions, EncodeReport, encode};
 pub use error::TrainError;
 pub use export::{ExportForm, ExportPlan, ExportReport, export};
@@ -53,10 +57,10 @@ pub use init::{InitPlan, InitReport, init};
 pub use plot::loss_svg;
 pub use recipe::{
     NonFinitePolicy, RawBatch, RawCheckpoint, RawData, RawGroup, RawGuard, RawLogging, RawLora, RawModel, RawOptimizer,
-    RawPacking, RawQuestion, RawRecipe, RawRun, RawSamples, RawSchedule, Recipe,
+    RawPacking, RawQuestion, RawRanks, RawRecipe, RawRun, RawSamples, RawSchedule, Recipe,
 };
 pub use report::{ReportFile, write_report};
 pub use run_folder::Resume;
 pub use samples::{SampleAnswer, SampleAnswers, read_answers};
 pub use schedule::{DecayShape, Schedule, ScheduleKind};
-pub use trainer::{TrainReport, train};
+pub use trainer::{TrainReport, train, train_together};

@@ -8,8 +8,8 @@ use std::process::ExitCode;
 use vela_runtime::clap::{self, Args, Parser, Subcommand};
 use vela_runtime::{CommandError, ExitStatus, Outcome, Shutdown, run_command};
 use vela_train::{
-    Chat, EncodeOptions, EncodeReport, FeatureType, Question, Recipe, Resume, TrainError, TrainReport, encode, train,
-    write_report,
+    Chat, EncodeOptions, EncodeReport, FeatureType, Launch, Question, Recipe, Resume, TrainError, TrainReport, encode,
+    train_together, write_report,
 };
 use vela_types::ImageRef;
 
@@ -126,7 +126,7 @@ struct ReportFlags {
 
 fn main() -> ExitCode {
     match Cli::parse().command {
-        Command::Train(flags) => run_command(flags.json, |shutdown| run_train(&flags, shutdown)),
+        Command::Train(flags) => run_rank(&flags),
         Command::Chat(flags) => run_command(flags.json, |_| run_chat(&flags)),
         Command::Init(flags) => run_command(flags.json, |_| run_init(&flags)),
         Command::Export(flags) => run_command(flags.json, |_| run_export(&flags)),
@@ -135,10 +135,25 @@ fn main() -> ExitCode {
     }
 }
 
-fn run_train(flags: &TrainFlags, shutdown: &Shutdown) -> Result<Outcome, CommandError> {
+/// One process of a run. Rank 0 speaks for all of them.
+fn run_rank(flags: &TrainFlags) -> ExitCode {
+    let launch = Launch::from_env();
+    let speaks = launch.as_ref().is_ok_and(|launch| launch.rank == 0);
+    run_command(flags.json && speaks, |shutdown| {
+        let launch = launch.map_err(to_command_error)?;
+        let outcome = run_train(flags, launch, shutdown)?;
+        // The exit code of the run is rank 0's: another's would have it ended before its last words.
+        Ok(if speaks { outcome } else { Outcome::done(&(), "")? })
+    })
+}
+
+fn run_train(flags: &TrainFlags, launch: Launch, shutdown: &Shutdown) -> Result<Outcome, CommandError> {
     let recipe = Recipe::load(&flags.recipe, &flags.sets).map_err(to_command_error)?;
     let resume = Resume::from_flag(flags.resume.as_deref());
-    let report = train(&recipe, &resume, shutdown).map_err(to_command_error)?;
+    let fault = |fault| of_rank(launch, fault);
+    let mut ranks = launch.join(recipe.deadline()).map_err(fault)?;
+    let report = train_together(&recipe, &resume, shutdown, ranks.as_mut()).map_err(fault)?;
+    ranks.finish().map_err(fault)?;
     let human = describe(&report, &recipe, &flags.recipe);
     // A supervisor that restarts whatever failed then goes on with `--resume auto`.
     let status = if report.interrupted { ExitStatus::Failure } else { ExitStatus::Done };
@@ -195,6 +210,25 @@ fn run_report(flags: ReportFlags) -> Result<Outcome, CommandError> {
     let written = write_report(&flags.runs, &output).map_err(to_command_error)?;
     let human = format!("{} lines of {} runs in `{}`", written.lines, written.runs, written.report.display());
     Ok(Outcome::done(&written, human)?)
+}
+
+/// An error of one of several processes that write to one terminal.
+#[derive(Debug, thiserror::Error)]
+#[error("rank {rank} of {world} stops")]
+struct RankError {
+    rank: usize,
+    world: usize,
+    source: TrainError,
+}
+
+fn of_rank(launch: Launch, error: TrainError) -> CommandError {
+    let Launch { rank, world } = launch;
+    let is_usage = error.is_usage();
+    match world {
+        1 => to_command_error(error),
+        _ if is_usage => CommandError::usage(RankError { rank, world, source: error }),
+        _ => CommandError::failure(RankError { rank, world, source: error }),
+    }
 }
 
 fn to_command_error(error: TrainError) -> CommandError {

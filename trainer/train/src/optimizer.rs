@@ -26,6 +26,11 @@ impl Gradients {
         Ok(())
     }
 
+    /// Replaces the gradient of a parameter.
+    pub(crate) fn put(&mut self, name: &str, gradient: Tensor) {
+        self.by_name.insert(name.to_owned(), gradient);
+    }
+
     /// The gradient of a parameter, if the loss depends on it.
     pub(crate) fn get(&self, name: &str) -> Option<&Tensor> {
         self.by_name.get(name)

@@ -35,6 +35,10 @@ pub(crate) struct RunCard {
     pub(crate) weights: u64,
     pub(crate) trained: u64,
     pub(crate) image_tokens: u64,
+    /// Processes that shared each step; older cards are of one.
+    #[serde(default = "one")]
+    pub(crate) ranks: u64,
+    /// Of rank 0.
     pub(crate) machine: Machine,
     pub(crate) peak: Peak,
     /// Bytes, estimated before the first step.
@@ -66,6 +70,10 @@ impl Machine {
     }
 }
 
+fn one() -> u64 {
+    1
+}
+
 impl RunCard {
     /// The card of a run; `steps` are those of the run and of an epoch.
     pub(crate) fn new(
@@ -89,10 +97,16 @@ impl RunCard {
             weights: weights as u64,
             trained: trained as u64,
             image_tokens: model.image_tokens() as u64,
+            ranks: one(),
             machine: Machine::here(),
             peak,
             estimated_memory: estimate.total(),
         }
+    }
+
+    /// The card of a run of so many ranks.
+    pub(crate) fn of_ranks(self, world: usize) -> Self {
+        Self { ranks: world as u64, ..self }
     }
 
     /// The file's text.

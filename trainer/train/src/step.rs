@@ -14,6 +14,7 @@ use crate::flops::{StepSize, causal_pairs};
 use crate::gradient_check::GradientCheck;
 use crate::guard::{Guard, SkippedStep};
 use crate::optimizer::{Gradients, Optimizer};
+use crate::ranks::Ranks;
 use crate::schedule::Schedule;
 
 /// What one step did.
@@ -44,13 +45,20 @@ pub(crate) struct Stepper {
 }
 
 impl Stepper {
-    /// Runs zero-based optimizer step `step`, whose batches begin at `position`, and updates the weights.
-    pub(crate) fn train_step(&mut self, step: u64, position: Position) -> Result<StepReport, TrainError> {
-        let (gradients, mut report) = self.forward_backward(position)?;
+    /// Runs zero-based optimizer step `step`, whose batches begin at `position`, and updates the weights, as all ranks do.
+    pub(crate) fn train_step(
+        &mut self,
+        step: u64,
+        position: Position,
+        ranks: &mut Ranks<'_>,
+    ) -> Result<StepReport, TrainError> {
+        let (mut gradients, mut report) = self.forward_backward(position)?;
+        ranks.sum_step(step + 1, &self.model, &mut gradients, &mut report)?;
         report.factor = self.schedule.factor(step);
         report.grad_norm = gradients.norm()?;
         if let Some((what, value)) = find_non_finite(&report, &gradients)? {
-            let (step, value, samples) = (step + 1, value.to_string(), report.sample_ids.clone());
+            let (step, value) = (step + 1, value.to_string());
+            let samples = ranks.gather("naming the samples of a step", std::mem::take(&mut report.sample_ids))?;
             report.skipped = Some(self.guard.admit(SkippedStep { step, what, value, samples })?);
             return Ok(report);
         }

@@ -11,18 +11,17 @@ use vela_types::{BatchSpec, Cursor, Position};
 
 use crate::answerer::Answerer;
 use crate::checkpoint::TrainerState;
-use crate::data::{
-    OpenSource, check_features, check_max_length, check_model, check_processor, open_source, open_validation,
-};
+use crate::collective::{Collective, Single};
+use crate::data::{check_features, check_processor, open_validation};
 use crate::device_batch::{ImageInput, PixelTable};
 use crate::dry_step::dry_step;
 use crate::error::TrainError;
 use crate::flops::FlopCount;
-use crate::gradient_check::GradientCheck;
-use crate::guard::{Guard, SkippedStep};
+use crate::guard::SkippedStep;
 use crate::memory::{MemoryEstimate, free_memory, in_mib, process_memory};
 use crate::metrics::StepMetrics;
-use crate::open::{open_model, open_optimizer, open_processor, open_saved, open_state};
+use crate::opened::Opened;
+use crate::ranks::{Ranks, account_of};
 use crate::recipe::Recipe;
 use crate::report::write_report;
 use crate::run_card::{RUN_CARD, RunCard};
@@ -31,7 +30,7 @@ use crate::samples::answer_samples;
 use crate::step::{StepReport, Stepper};
 use crate::stopwatch::Stopwatch;
 use crate::validation::validation_loss;
-use crate::watch::Watch;
+use crate::watch::{Peak, Watch};
 
 /// What a run did; the JSON object of `trainer train`.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -40,13 +39,13 @@ pub struct TrainReport {
     pub steps: u64,
     /// Steps of the whole run.
     pub total_steps: u64,
-    /// Mean loss per label token of the first step; absent if none was made.
+    /// Mean loss per label token of the first step; absent if none was made, and on ranks other than 0.
     pub loss_first: Option<f64>,
     /// Of the last step.
     pub loss_last: Option<f64>,
-    /// Samples per second in this process.
+    /// Samples per second since this start, of all ranks.
     pub samples_per_second: f64,
-    /// Tokens per second in this process, images expanded, padding not counted.
+    /// Tokens per second likewise, images expanded, padding not counted.
     pub tokens_per_second: f64,
     /// Share of the time spent waiting for batches, 0 to 1.
     pub data_wait: f64,
@@ -62,15 +61,37 @@ pub struct TrainReport {
 /// Before the first step: a recipe, model, processor and data that do not fit one another, a run folder that is taken, a
 /// checkpoint of another run. Later: gradients that are not those asked for, a loss that is not finite, a broken stream.
 pub fn train(recipe: &Recipe, resume: &Resume, shutdown: &Shutdown) -> Result<TrainReport, TrainError> {
-    vela_kernels::keep_freed_memory();
-    Trainer::open(recipe, resume)?.run(shutdown)
+    train_together(recipe, resume, shutdown, &mut Single)
 }
 
-struct Trainer {
-    recipe: Recipe,
-    folder: RunFolder,
+/// [`train`] as one of several ranks, each of which calls this with the same recipe: together they take the steps that one
+/// process would. Rank 0 alone writes. A shutdown requested of any rank stops all, with a checkpoint.
+///
+/// # Errors
+/// Those of [`train`], and ranks that do not hold the same. After an error of one rank the others wait for it: the
+/// processes have to be ended together.
+pub fn train_together(
+    recipe: &Recipe,
+    resume: &Resume,
+    shutdown: &Shutdown,
+    collective: &mut dyn Collective,
+) -> Result<TrainReport, TrainError> {
+    vela_kernels::keep_freed_memory();
+    Trainer::open(recipe, resume, Ranks::new(collective))?.run(shutdown)
+}
+
+/// What only rank 0 has: the files that grow, and those who are told.
+struct Records {
     logs: RunLogs,
     watch: Watch,
+}
+
+struct Trainer<'a> {
+    recipe: Recipe,
+    ranks: Ranks<'a>,
+    folder: RunFolder,
+    records: Option<Records>,
+    peak: Peak,
     /// Of the processor, for validation and answers.
     pixels: PixelTable,
     processor: Processor,
@@ -90,33 +111,27 @@ struct Trainer {
     losses: (f64, u64),
 }
 
-impl Trainer {
-    /// Opens model, data and run folder, and checks that they belong together.
-    fn open(recipe: &Recipe, resume: &Resume) -> Result<Self, TrainError> {
+impl<'a> Trainer<'a> {
+    /// Opens model, data and run folder, and checks that they belong together, on all ranks.
+    fn open(recipe: &Recipe, resume: &Resume, mut ranks: Ranks<'a>) -> Result<Self, TrainError> {
         let folder = RunFolder::new(recipe);
-        let checkpoint = folder.starting_point(resume)?;
-        let saved = checkpoint.as_deref().map(open_saved).transpose()?;
-        let processor = open_processor(recipe.processor())?;
-        let model = open_model(recipe, checkpoint.as_deref(), processor.summary())?;
-        check_model(model.config(), processor.summary())?;
-        check_max_length(model.config(), recipe.settings().batch.max_length)?;
-        let spec = recipe.batch_spec(model.image_tokens() as u32);
-        let OpenSource { mut source, largest } = open_source(recipe.data(), spec.clone(), recipe.limits())?;
-        check_processor(processor.summary(), &source.info().processor)?;
-        check_features(&model, &source.info().processor)?;
-        let steps_per_epoch = source.steps_per_epoch();
-        let schedule = recipe.schedule(recipe.total_steps(steps_per_epoch)?)?;
-        let mut optimizer = open_optimizer(recipe, &model);
-        let state = open_state(recipe, &processor, source.as_mut(), &mut optimizer, saved)?;
-        let logs = folder.open(recipe, state.step)?;
-        let pixels = PixelTable::new(&processor.summary().normalization);
-        let images = ImageInput::of(&source.info().processor, &pixels);
-        let flops = FlopCount::new(&model, images.is_features());
-        let watch = Watch::open(&recipe.settings().logging, (&model, flops), &folder, state.step + 1)?;
-        let guard = Guard::new(&recipe.settings().guard, state.skipped);
-        let gradient_check = GradientCheck::default();
+        let checkpoint = ranks.start_from(|| folder.starting_point(resume))?;
+        let opened = Opened::open(recipe, checkpoint.as_deref(), ranks.partition());
+        let account = |opened: &Opened| account_of(&opened.stepper.model, &opened.state, checkpoint.as_deref());
+        let Opened { stepper, processor, pixels, spec, largest, state, steps_per_epoch } =
+            ranks.agree(opened, account)?;
+        let mut peak = Peak::of(&recipe.settings().logging, &stepper.model)?;
+        [peak.flops] = ranks.sum("measuring the machines", [peak.flops])?;
+        let records = match ranks.leads() {
+            false => None,
+            true => {
+                let logs = folder.open(recipe, state.step)?;
+                let flops = FlopCount::new(&stepper.model, stepper.images.is_features());
+                let watch = Watch::open(&recipe.settings().logging, (peak, flops), &folder, state.step + 1)?;
+                Some(Records { logs, watch })
+            }
+        };
         Ok(Self {
-            stepper: Stepper { model, optimizer, schedule, source, images, gradient_check, guard },
             recipe: recipe.clone(),
             seconds_before: state.seconds,
             newest: checkpoint,
@@ -124,9 +139,11 @@ impl Trainer {
             stretch: Stopwatch::start(),
             whole: Stopwatch::start(),
             losses: (0.0, 0),
+            ranks,
             folder,
-            logs,
-            watch,
+            records,
+            peak,
+            stepper,
             pixels,
             processor,
             spec,
@@ -139,7 +156,7 @@ impl Trainer {
     fn run(mut self, shutdown: &Shutdown) -> Result<TrainReport, TrainError> {
         let progress = self.start_progress();
         self.prepare(&progress)?;
-        while !self.is_done() && !shutdown.requested() {
+        while !self.is_done() && !self.ranks.any("asking whether to stop", shutdown.requested())? {
             let report = self.train_step()?;
             self.after_step(report, &progress)?;
         }
@@ -147,9 +164,13 @@ impl Trainer {
             self.save_checkpoint(None)?;
         }
         progress.finish();
-        self.folder.write_plot(self.logs.metrics.lines())?;
-        let folder = self.recipe.output().to_owned();
-        write_report(std::slice::from_ref(&folder), &folder.join("report.html"))?;
+        if let Some(records) = &self.records {
+            self.folder.write_plot(records.logs.metrics.lines())?;
+            let folder = self.recipe.output().to_owned();
+            write_report(std::slice::from_ref(&folder), &folder.join("report.html"))?;
+        }
+        // A rank that ends earlier would have the others ended with it.
+        self.ranks.meet("the end")?;
         Ok(self.report())
     }
 
@@ -160,9 +181,11 @@ impl Trainer {
         progress.note(&estimate.describe());
         let Stepper { model, source, schedule, .. } = &self.stepper;
         let steps = (schedule.total_steps(), self.steps_per_epoch);
-        let card = RunCard::new(steps, source.info(), model, self.watch.peak, &estimate);
-        self.folder.write(RUN_CARD, &card.to_json())?;
-        self.watch.introduce(progress);
+        if let Some(records) = &self.records {
+            let card = RunCard::new(steps, source.info(), model, self.peak, &estimate).of_ranks(self.ranks.world());
+            self.folder.write(RUN_CARD, &card.to_json())?;
+            records.watch.introduce(progress);
+        }
         if let Some(free) = free_memory().filter(|&free| free < estimate.total()) {
             let remedy = "lower `batch.micro` or `batch.max_length`";
             progress.note(&format!("warning: only {} of memory are free; {remedy}", in_mib(free)));
@@ -199,7 +222,8 @@ impl Trainer {
     /// One optimizer step; the state then points at the next.
     fn train_step(&mut self) -> Result<StepReport, TrainError> {
         let Cursor { epoch, step, .. } = self.state.cursor;
-        let report = self.stepper.train_step(self.state.step, Position { epoch, step, micro: 0 })?;
+        let position = Position { epoch, step, micro: 0 };
+        let report = self.stepper.train_step(self.state.step, position, &mut self.ranks)?;
         self.state.step += 1;
         self.state.cursor = self.cursor_after(self.state.step);
         [&mut self.stretch, &mut self.whole].into_iter().for_each(|watch| watch.count(&report));
@@ -240,18 +264,17 @@ impl Trainer {
 
     fn validate(&mut self) -> Result<Option<f64>, TrainError> {
         let Some(shards) = &self.recipe.settings().data.validation else { return Ok(None) };
-        let mut source = open_validation(shards, &self.spec, self.recipe.limits())?;
+        let mut source = open_validation(shards, &self.spec, self.recipe.limits(), self.ranks.partition())?;
         let (model, data) = (&self.stepper.model, &source.info().processor);
         check_processor(self.processor.summary(), data)?;
         check_features(model, data)?;
         let images = ImageInput::of(data, &self.pixels);
-        validation_loss(model, source.as_mut(), &self.spec, &images).map(Some)
+        validation_loss(model, source.as_mut(), &self.spec, &images, &mut self.ranks).map(Some)
     }
 
     fn answer_samples(&mut self, progress: &Progress) -> Result<(), TrainError> {
-        let (Some(samples), Some(log)) = (&self.recipe.settings().samples, &mut self.logs.answers) else {
-            return Ok(());
-        };
+        let log = self.records.as_mut().and_then(|records| records.logs.answers.as_mut());
+        let (Some(samples), Some(log)) = (&self.recipe.settings().samples, log) else { return Ok(()) };
         let answerer = Answerer { processor: &self.processor, model: &self.stepper.model, pixels: &self.pixels };
         let line = answer_samples(samples, &answerer, self.state.step)?;
         for said in &line.answers {
@@ -265,7 +288,8 @@ impl Trainer {
         let samples = samples.join(", ");
         progress.note(&format!("step {step} is left out: {what} is {value}; its samples are {samples}"));
         self.state.skipped += 1;
-        self.logs.skipped.as_mut().map_or(Ok(()), |log| log.push(skipped))
+        let log = self.records.as_mut().and_then(|records| records.logs.skipped.as_mut());
+        log.map_or(Ok(()), |log| log.push(skipped))
     }
 
     /// Writes a metrics line if one is due: every `logging.every` steps, at the first and last, and with a validation.
@@ -277,6 +301,7 @@ impl Trainer {
             return Ok(());
         }
         let speed = std::mem::replace(&mut self.stretch, Stopwatch::start()).speed();
+        let Some(Records { logs, watch }) = &mut self.records else { return Ok(()) };
         let rates = self.recipe.groups().rates();
         let memory = process_memory();
         let line = StepMetrics {
@@ -291,13 +316,13 @@ impl Trainer {
             label_tokens_per_second: speed.label_tokens,
             images_per_second: speed.images,
             data_wait: speed.data_wait,
-            mfu: Some(self.watch.utilisation(&speed)),
+            mfu: Some(watch.utilisation(&speed)),
             memory_bytes: memory.map(|(now, _)| now),
             peak_memory_bytes: memory.map(|(_, most)| most),
             seconds: self.seconds_before + self.whole.seconds(),
         };
-        self.watch.tell(&line, progress)?;
-        self.logs.metrics.push(line)
+        watch.tell(&line, progress)?;
+        logs.metrics.push(line)
     }
 
     fn save_checkpoint(&mut self, validation: Option<f64>) -> Result<(), TrainError> {
@@ -305,18 +330,22 @@ impl Trainer {
         self.state.score = Some(validation.unwrap_or(sum / count.max(1) as f64));
         self.state.seconds = self.seconds_before + self.whole.seconds();
         let Stepper { model, optimizer, .. } = &self.stepper;
-        let path = self.folder.checkpoints.save(&self.state, model, &self.processor, optimizer)?;
-        self.newest = Some(path);
+        self.ranks.check_weights(self.state.step, model)?;
         self.saved_step = self.state.step;
-        self.folder.write_plot(self.logs.metrics.lines())
+        let Some(records) = &self.records else { return Ok(()) };
+        self.newest = Some(self.folder.checkpoints.save(&self.state, model, &self.processor, optimizer)?);
+        self.folder.write_plot(records.logs.metrics.lines())
     }
 
     fn start_progress(&self) -> Progress {
         let total = self.stepper.schedule.total_steps();
-        let progress = Progress::new("step", Some(total));
+        let progress = if self.ranks.leads() { Progress::new("step", Some(total)) } else { Progress::hidden() };
         let (all, trained) = self.stepper.model.params().num_values();
         let samples = self.stepper.source.info().num_samples;
         progress.note(&format!("training {trained} of {all} weights for {total} steps on {samples} samples"));
+        if self.ranks.world() > 1 {
+            progress.note(&format!("{} ranks share each step", self.ranks.world()));
+        }
         if let Some(checkpoint) = &self.newest {
             progress.note(&format!("resuming after step {} from `{}`", self.state.step, checkpoint.display()));
         }
@@ -325,7 +354,8 @@ impl Trainer {
     }
 
     fn report(&self) -> TrainReport {
-        let (lines, speed) = (self.logs.metrics.lines(), self.whole.speed());
+        let lines = self.records.as_ref().map_or(&[][..], |records| records.logs.metrics.lines());
+        let speed = self.whole.speed();
         TrainReport {
             steps: self.state.step,
             total_steps: self.stepper.schedule.total_steps(),

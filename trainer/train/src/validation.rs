@@ -6,14 +6,16 @@ use vela_types::{BatchSource, BatchSpec, Position};
 use crate::data::next_batch;
 use crate::device_batch::{ImageInput, to_model_batch};
 use crate::error::TrainError;
+use crate::ranks::Ranks;
 use crate::step::has_labels;
 
-/// Mean loss per label token over one pass of `source`, in nats.
+/// Mean loss per label token over one pass of `source`, in nats, of which each rank has its part.
 pub(crate) fn validation_loss(
     model: &Vlm,
     source: &mut dyn BatchSource,
     spec: &BatchSpec,
     images: &ImageInput,
+    ranks: &mut Ranks<'_>,
 ) -> Result<f64, TrainError> {
     let (mut sum, mut num_labels) = (0.0, 0);
     for step in 0..source.steps_per_epoch() {
@@ -24,5 +26,6 @@ pub(crate) fn validation_loss(
         }
         num_labels += batch.step_label_tokens;
     }
+    let [sum] = ranks.sum("the validation loss", [sum])?;
     Ok(sum / num_labels.max(1) as f64)
 }

@@ -18,14 +18,15 @@ use crate::tensorboard::EventFile;
 /// The most that the machine can do, and how that is known.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Peak {
-    /// Operations per second.
+    /// Operations per second, of all ranks.
     pub(crate) flops: f64,
     /// By a product at the start of the run; otherwise the recipe says so.
     pub(crate) is_measured: bool,
 }
 
 impl Peak {
-    fn of(settings: &RawLogging, model: &Vlm) -> Result<Self, TrainError> {
+    /// As the recipe says, or measured on this machine.
+    pub(crate) fn of(settings: &RawLogging, model: &Vlm) -> Result<Self, TrainError> {
         match settings.peak_tflops {
             Some(peak) => Ok(Self { flops: peak * 1e12, is_measured: false }),
             None => Ok(Self { flops: measure_peak(model.device())?, is_measured: true }),
@@ -43,7 +44,7 @@ impl Peak {
 /// The places that are told of each metrics line.
 pub(crate) struct Watch {
     flops: FlopCount,
-    pub(crate) peak: Peak,
+    peak: Peak,
     events: Option<EventFile>,
     server: Option<MetricsServer>,
 }
@@ -52,11 +53,11 @@ impl Watch {
     /// Opens what the recipe asks for, for a run that goes on with one-based step `first_step`.
     pub(crate) fn open(
         settings: &RawLogging,
-        model: (&Vlm, FlopCount),
+        count: (Peak, FlopCount),
         folder: &RunFolder,
         first_step: u64,
     ) -> Result<Self, TrainError> {
-        let (model, flops) = model;
+        let (peak, flops) = count;
         let events = || EventFile::create(&folder.path_of("tensorboard"), first_step);
         let serve = |address: &String| {
             let fault = |source| TrainError::Metrics { address: address.clone(), source };
@@ -65,7 +66,7 @@ impl Watch {
         };
         Ok(Self {
             flops,
-            peak: Peak::of(settings, model)?,
+            peak,
             events: settings.tensorboard.then(events).transpose()?,
             server: settings.metrics.as_ref().map(serve).transpose()?,
         })

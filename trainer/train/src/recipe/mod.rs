@@ -5,6 +5,7 @@ mod raw;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use vela_dataset::{BlendPart, DEFAULT_MAX_BATCH_BYTES};
 use vela_runtime::{ByteSize, load_config};
@@ -12,7 +13,7 @@ use vela_types::{BatchSpec, PackingSpec};
 
 pub use raw::{
     NonFinitePolicy, RawBatch, RawCheckpoint, RawData, RawGroup, RawGuard, RawLogging, RawLora, RawModel, RawOptimizer,
-    RawPacking, RawQuestion, RawRecipe, RawRun, RawSamples, RawSchedule,
+    RawPacking, RawQuestion, RawRanks, RawRecipe, RawRun, RawSamples, RawSchedule,
 };
 
 use crate::data::Limits;
@@ -154,6 +155,11 @@ impl Recipe {
             shuffle_window: self.raw.data.shuffle_window.unwrap_or(0),
             packing: self.packing,
         }
+    }
+
+    /// How long a rank waits for the others (`ranks.deadline`).
+    pub fn deadline(&self) -> Duration {
+        self.raw.ranks.deadline.0
     }
 
     /// The fields as the file has them: for sections that need no other form.
@@ -321,6 +327,7 @@ fn check_numbers(raw: &RawRecipe) -> Result<(), TrainError> {
             refuse("logging.metrics", "an address such as `127.0.0.1:9400`", found)
         }
         () if raw.checkpoint.every == 0 => refuse("checkpoint.every", "at least 1 step", 0),
+        () if raw.ranks.deadline.0.is_zero() => refuse("ranks.deadline", "a positive time such as `10m`", "0ms"),
         () if raw.checkpoint.keep == 0 => refuse("checkpoint.keep", "at least 1 checkpoint", 0),
         () => Ok(()),
     }

@@ -1,9 +1,10 @@
 //! The recipe as its file has it. Every field may be wrong here; [`Recipe::check`](super::Recipe::check) decides.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use vela_runtime::ByteSize;
+use vela_runtime::{ByteSize, Period};
 
 use crate::schedule::{DecayShape, ScheduleKind};
 
@@ -45,6 +46,9 @@ pub struct RawRecipe {
     /// How often the state is saved.
     #[serde(default)]
     pub checkpoint: RawCheckpoint,
+    /// What several processes that train together need.
+    #[serde(default)]
+    pub ranks: RawRanks,
 }
 
 /// `[run]`
@@ -338,5 +342,20 @@ pub struct RawCheckpoint {
 impl Default for RawCheckpoint {
     fn default() -> Self {
         Self { every: 500, keep: 2 }
+    }
+}
+
+/// `[ranks]`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawRanks {
+    /// How long a rank waits for the others before it leaves with exit code 75. The longest that rank 0 may be busy alone, with
+    /// a checkpoint, answers or the start, is part of it.
+    pub deadline: Period,
+}
+
+impl Default for RawRanks {
+    fn default() -> Self {
+        Self { deadline: Period(Duration::from_secs(600)) }
     }
 }

@@ -148,3 +148,22 @@ fn help_shows_examples_and_wrong_flags_exit_with_two() {
     assert_eq!(trainer().args(["train", "--recipes", "x"]).output().expect("run").status.code(), Some(2));
     assert_eq!(trainer().args(["train", "--recipe", "/nowhere.toml"]).output().expect("run").status.code(), Some(2));
 }
+
+#[test]
+fn a_rank_of_several_is_refused_by_name() {
+    let stage = Stage::new("freeze_vision_and_llm");
+    let run = |variables: &[(&str, &str)]| {
+        let output = stage.command(&[], &[]).envs(variables.iter().copied()).output().expect("run");
+        (output.status.code(), told(&output))
+    };
+    let (code, told) =
+        run(&[("OMPI_COMM_WORLD_RANK", "1"), ("OMPI_COMM_WORLD_SIZE", "4"), ("WORLD_SIZE", "2"), ("RANK", "1")]);
+    assert_eq!(code, Some(2), "{told}");
+    assert!(told.contains("`OMPI_COMM_WORLD_SIZE` = `4`") && told.contains("`WORLD_SIZE` = `2`"), "{told}");
+    if cfg!(not(feature = "mpi")) {
+        let (code, told) = run(&[("RANK", "1"), ("WORLD_SIZE", "4")]);
+        assert_eq!(code, Some(2), "{told}");
+        assert!(told.contains("rank 1 of 4") && told.contains("--features mpi"), "{told}");
+    }
+    assert!(!stage.path("run").exists());
+}
