@@ -9,6 +9,7 @@ mod chat;
 mod checkpoint;
 mod data;
 mod device_batch;
+mod dropout;
 mod dry_step;
 mod encode;
 mod error;

@@ -116,7 +116,7 @@ impl Trainer {
         let guard = Guard::new(&recipe.settings().guard, state.skipped);
         let gradient_check = GradientCheck::default();
         Ok(Self {
-            stepper: Stepper { model, optimizer, schedule, source, images, gradient_check, guard },
+            stepper: Stepper { model, optimizer, schedule, source, images, gradient_check, guard, seed: recipe.seed() },
             recipe: recipe.clone(),
             seconds_before: state.seconds,
             newest: checkpoint,
