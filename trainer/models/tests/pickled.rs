@@ -111,13 +111,13 @@ fn a_damaged_file_never_takes_the_process_down() {
     // The pickle at the start, the directory at the end; between them are numbers.
     let (first, last) = (0..4000.min(sound.len()), sound.len().saturating_sub(3000)..sound.len());
     let mut refused = 0;
-    for at in first.chain(last).step_by(13) {
+    for at in first.chain(last).step_by(29) {
         let mut damaged = sound.clone();
         damaged[at] ^= 0x5A;
         fs::write(&path, &damaged).unwrap();
         refused += u32::from(joined(dir.path()).is_err());
     }
-    assert!(refused > 50, "{refused}");
+    assert!(refused > 20, "{refused}");
     for length in (0..sound.len()).step_by(997) {
         fs::write(&path, &sound[..length]).unwrap();
         assert!(joined(dir.path()).is_err(), "{length} bytes");
