@@ -117,7 +117,7 @@ def main():
         ("clip", "vicuna", linear, []),
         ("clip", "vicuna", mlp, []),
         ("siglip", "qwen", mlp, []),
-        ("clip", "qwen", linear, []),
+        ("clip", "qwen", linear, ["--max-shard-size", "20KB"]),
         ("clip", "minimind", linear, []),
         ("siglip", "minimind3", mlp, []),
     ]:

@@ -3,9 +3,9 @@
 
 use candle_core::{DType, Device, Tensor, Var};
 use vela_kernels::{
-    AdamWStep, AttentionMask, IGNORE_LABEL, KernelError, RopeTable, adamw_step, attention, attention_rows, embedding,
-    gelu_erf, gelu_tanh, layer_norm, linear, linear_cross_entropy, quick_gelu, rms_norm, rope, scale, silu, softmax,
-    splice_rows, square_sum, swiglu,
+    AdamWStep, AttentionMask, IGNORE_LABEL, KernelError, RopeTable, adamw_step, attention, attention_rows, dropout,
+    embedding, gelu_erf, gelu_tanh, layer_norm, linear, linear_cross_entropy, quick_gelu, rms_norm, rope, scale, silu,
+    softmax, splice_rows, square_sum, swiglu,
 };
 
 type Op<'a> = (&'static str, Vec<Tensor>, Box<dyn Fn(&[Tensor]) -> vela_kernels::Result<Tensor> + 'a>);
@@ -48,6 +48,7 @@ fn ops() -> Vec<Op<'static>> {
         ("silu", vec![noise(&[3, 5], 4)], Box::new(|t| silu(&t[0]))),
         ("swiglu", vec![noise(&[3, 5], 5), noise(&[3, 5], 6)], Box::new(|t| swiglu(&t[0], &t[1]))),
         ("scale", vec![noise(&[3, 5], 28)], Box::new(|t| scale(&t[0], -2.5))),
+        ("dropout", vec![noise(&[2, 3, 5], 29)], Box::new(|t| dropout(&t[0], 0.4, &(0..6).collect(), 1))),
         ("softmax", vec![noise(&[2, 3, 7], 7)], Box::new(|t| softmax(&t[0]))),
         ("rms_norm", vec![noise(&[3, 7], 8), noise(&[7], 9)], Box::new(|t| rms_norm(&t[0], &t[1], 1e-6))),
         (

@@ -55,10 +55,23 @@ pub enum ModelError {
         found: String,
     },
     /// A folder holds no weights.
-    #[error("`{}`: expected `model.safetensors` or `model.safetensors.index.json`, found neither", dir.display())]
+    #[error(
+        "`{}`: expected `model.safetensors`, `pytorch_model.bin`, the index of either, or one `.pth` file; found {found} `.pth` files",
+        dir.display()
+    )]
     NoWeights {
         /// The folder.
         dir: PathBuf,
+        /// Files that end in `.pth`.
+        found: usize,
+    },
+    /// A weight file is not what `torch.save` writes of a state dict.
+    #[error("`{}`: {what}", path.display())]
+    Pickle {
+        /// The file.
+        path: PathBuf,
+        /// What was expected and what was found.
+        what: String,
     },
     /// A weight file is damaged or is not a safetensors file.
     #[error("`{}` ({bytes} bytes): not a whole safetensors file", path.display())]

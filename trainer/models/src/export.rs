@@ -18,7 +18,7 @@ use crate::projector::PROJECTOR_PREFIX;
 use crate::qwen_names::{self, Qwen2Name, qwen2_name};
 use crate::vlm::specs;
 use crate::weights::{
-    Files, Fresh, Layout, Origin, Outgoing, Piece, WEIGHTS_FILE, WeightDtype, made, shared_dtype, write_tensors,
+    Files, Fresh, Layout, Origin, Outgoing, Piece, WeightDtype, made, shared_dtype, write_folder, write_tensors,
 };
 use crate::{ModelError, VlmConfig};
 
@@ -34,6 +34,8 @@ pub struct Export<'a> {
     pub model: &'a Path,
     /// Element type of what is written; each tensor's own by default.
     pub dtype: Option<WeightDtype>,
+    /// Bytes of a weight file at most; a whole model with more is written as shards with an index.
+    pub max_shard_bytes: Option<u64>,
 }
 
 type Views<'data> = BTreeMap<String, TensorView<'data>>;
@@ -56,7 +58,7 @@ impl Export<'_> {
         }
         tensors.extend(identity(&source, self.dtype)?);
         config.save_as(output, shared_dtype(&tensors))?;
-        write_tensors(tensors, &output.join(WEIGHTS_FILE))?;
+        write_folder(tensors, output, self.max_shard_bytes)?;
         Ok(config)
     }
 

@@ -90,10 +90,7 @@ struct NormalStream {
 
 impl NormalStream {
     fn new(seed: u64, name: &str) -> Self {
-        let hash = name
-            .bytes()
-            .fold(0xCBF2_9CE4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01B3));
-        Self { state: mix(seed ^ mix(hash)), spare: None }
+        Self { state: mix(seed ^ mix(name_hash(name))), spare: None }
     }
 
     fn unit(&mut self) -> f64 {
@@ -112,7 +109,14 @@ impl NormalStream {
     }
 }
 
-fn mix(value: u64) -> u64 {
+/// FNV-1a of a name.
+pub(crate) fn name_hash(name: &str) -> u64 {
+    name.bytes()
+        .fold(0xCBF2_9CE4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01B3))
+}
+
+/// The output function of SplitMix64.
+pub(crate) fn mix(value: u64) -> u64 {
     let value = (value ^ (value >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     let value = (value ^ (value >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
     value ^ (value >> 31)

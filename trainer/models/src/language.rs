@@ -16,10 +16,10 @@ use std::sync::Arc;
 use candle_core::Tensor;
 use vela_kernels::{self as kernels, AttentionMask, Llama3Scaling, RopeTable};
 
-use crate::ModelError;
 use crate::config::{LanguageConfig, LanguageFamily};
 use crate::layers::{Linear, LinearShape, RmsNorm};
 use crate::params::{Params, Specs};
+use crate::{DropoutKeys, ModelError};
 
 /// Where a language model's parameters are in a `LlavaForConditionalGeneration` file.
 pub(crate) const LANGUAGE_PREFIX: &str = "language_model";
@@ -203,11 +203,26 @@ impl LanguageModel {
         x_BTD: &Tensor,
         positions_BT: &Tensor,
         mask: &AttentionMask,
-        mut cache: Option<&mut KvCache>,
+        cache: Option<&mut KvCache>,
     ) -> Result<Tensor, ModelError> {
+        self.run(x_BTD, Context { positions_BT, mask, rope: &self.rope, dropout: None, index: 0 }, cache)
+    }
+
+    /// [`LanguageModel::forward`] in training: with `dropout`, adapters leave some of their inputs out.
+    pub(crate) fn forward_dropping(
+        &self,
+        x_BTD: &Tensor,
+        positions_BT: &Tensor,
+        mask: &AttentionMask,
+        dropout: Option<&DropoutKeys>,
+    ) -> Result<Tensor, ModelError> {
+        self.run(x_BTD, Context { positions_BT, mask, rope: &self.rope, dropout, index: 0 }, None)
+    }
+
+    fn run(&self, x_BTD: &Tensor, context: Context<'_>, mut cache: Option<&mut KvCache>) -> Result<Tensor, ModelError> {
         let mut x_BTD = x_BTD.clone();
         for (index, block) in self.blocks.iter().enumerate() {
-            let context = Context { positions_BT, mask, rope: &self.rope, index };
+            let context = Context { index, ..context };
             x_BTD = block.forward(&x_BTD, &context, cache.as_deref_mut())?;
         }
         self.norm.forward(&x_BTD)
@@ -224,11 +239,13 @@ impl LanguageModel {
     }
 }
 
-/// What every block of one pass shares.
+/// What every block of one pass shares, and the number of the block.
+#[derive(Clone, Copy)]
 struct Context<'a> {
     positions_BT: &'a Tensor,
     mask: &'a AttentionMask,
     rope: &'a RopeTable,
+    dropout: Option<&'a DropoutKeys>,
     index: usize,
 }
 
@@ -274,7 +291,7 @@ impl Block {
             let prefix = format!("{prefix}.{name}");
             let linear = Linear::new(params, &prefix, bias)?;
             match config.lora.as_ref().filter(|lora| lora.adapts(name)) {
-                Some(lora) => linear.adapted(params, &prefix, lora.scale()),
+                Some(lora) => linear.adapted(params, &prefix, lora),
                 None => Ok(linear),
             }
         };
@@ -313,27 +330,31 @@ impl Block {
         let attended_BTD = self.attend(&self.norm1.forward(x_BTD)?, context, cache)?;
         let x_BTD = kernels::add(x_BTD, &attended_BTD)?;
         let normed_BTD = self.norm2.forward(&x_BTD)?;
-        let inner = kernels::swiglu(&self.gate.forward(&normed_BTD)?, &self.up.forward(&normed_BTD)?)?;
-        Ok(kernels::add(&x_BTD, &self.down.forward(&inner)?)?)
+        let gate = self.gate.forward_dropping(&normed_BTD, context.dropout)?;
+        let inner = kernels::swiglu(&gate, &self.up.forward_dropping(&normed_BTD, context.dropout)?)?;
+        Ok(kernels::add(&x_BTD, &self.down.forward_dropping(&inner, context.dropout)?)?)
     }
 
     fn attend(&self, x_BTD: &Tensor, context: &Context<'_>, cache: Option<&mut KvCache>) -> Result<Tensor, ModelError> {
-        let [q_BTX, k_BTX] = self.queries_and_keys(x_BTD, context.rope.head_dim())?;
+        let [q_BTX, k_BTX] = self.queries_and_keys(x_BTD, context)?;
         let q_BTX = kernels::rope_rows(&q_BTX, context.positions_BT, context.rope)?;
         let k_BTX = kernels::rope_rows(&k_BTX, context.positions_BT, context.rope)?;
-        let v_BTX = self.value.forward(x_BTD)?;
+        let v_BTX = self.value.forward_dropping(x_BTD, context.dropout)?;
         let (k_BSX, v_BSX) = match cache {
             Some(cache) => cache.append(context.index, k_BTX, v_BTX)?,
             None => (k_BTX, v_BTX),
         };
         let width = context.rope.head_dim();
         let scale = 1.0 / (width as f32).sqrt();
-        self.out.forward(&kernels::attention_rows(&q_BTX, &k_BSX, &v_BSX, width, context.mask, scale)?)
+        let attended_BTX = kernels::attention_rows(&q_BTX, &k_BSX, &v_BSX, width, context.mask, scale)?;
+        self.out.forward_dropping(&attended_BTX, context.dropout)
     }
 
-    /// Before rotation, heads of width `width` normed where the family does so.
-    fn queries_and_keys(&self, x_BTD: &Tensor, width: usize) -> Result<[Tensor; 2], ModelError> {
-        let (q_BTX, k_BTX) = (self.query.forward(x_BTD)?, self.key.forward(x_BTD)?);
+    /// Before rotation, heads normed where the family does so.
+    fn queries_and_keys(&self, x_BTD: &Tensor, context: &Context<'_>) -> Result<[Tensor; 2], ModelError> {
+        let q_BTX = self.query.forward_dropping(x_BTD, context.dropout)?;
+        let k_BTX = self.key.forward_dropping(x_BTD, context.dropout)?;
+        let width = context.rope.head_dim();
         let Some([query_norm, key_norm]) = &self.head_norms else { return Ok([q_BTX, k_BTX]) };
         Ok([norm_heads(&q_BTX, query_norm, width)?, norm_heads(&k_BTX, key_norm, width)?])
     }

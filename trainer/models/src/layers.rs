@@ -7,9 +7,10 @@
 use candle_core::Tensor;
 use vela_kernels as kernels;
 
+use crate::DropoutKeys;
 use crate::ModelError;
-use crate::config::Activation;
-use crate::init::Init;
+use crate::config::{Activation, LoraConfig};
+use crate::init::{Init, name_hash};
 use crate::params::{Params, Specs};
 
 /// What the name of an adapter's first matrix ends with, after its linear's.
@@ -30,12 +31,24 @@ pub(crate) struct Linear {
     adapter: Option<Adapter>,
 }
 
-/// A low-rank adapter: `scale * (x A^T) B^T`.
+/// A low-rank adapter: `scale * (x A^T) B^T`, in training of an `x` of which dropout leaves some out.
 #[derive(Clone, Debug)]
 struct Adapter {
     a_RI: Tensor,
     b_OR: Tensor,
     scale: f32,
+    dropout: f32,
+    /// Of its linear's name: the same words give each adapter another mask.
+    salt: u64,
+}
+
+impl Adapter {
+    fn input(&self, x_XI: &Tensor, keys: Option<&DropoutKeys>) -> Result<Tensor, ModelError> {
+        match keys.filter(|_| self.dropout > 0.0) {
+            Some(keys) => Ok(kernels::dropout(x_XI, self.dropout, keys.words(), self.salt)?),
+            None => Ok(x_XI.clone()),
+        }
+    }
 }
 
 /// Inputs, outputs, bias and start of a linear.
@@ -67,9 +80,10 @@ impl Linear {
     }
 
     /// With the adapter whose parameters are under `prefix`.
-    pub(crate) fn adapted(self, params: &Params, prefix: &str, scale: f32) -> Result<Self, ModelError> {
+    pub(crate) fn adapted(self, params: &Params, prefix: &str, lora: &LoraConfig) -> Result<Self, ModelError> {
         let (a_RI, b_OR) = (params.tensor(&format!("{prefix}{LORA_A}"))?, params.tensor(&format!("{prefix}{LORA_B}"))?);
-        Ok(Self { adapter: Some(Adapter { a_RI, b_OR, scale }), ..self })
+        let (scale, dropout, salt) = (lora.scale(), lora.dropout as f32, name_hash(prefix));
+        Ok(Self { adapter: Some(Adapter { a_RI, b_OR, scale, dropout, salt }), ..self })
     }
 
     /// The part that gives the outputs `start..start + count`: views, no copies.
@@ -86,10 +100,16 @@ impl Linear {
     }
 
     pub(crate) fn forward(&self, x_XI: &Tensor) -> Result<Tensor, ModelError> {
+        self.forward_dropping(x_XI, None)
+    }
+
+    /// With dropout before the adapter, if it has one and there are keys: in training.
+    pub(crate) fn forward_dropping(&self, x_XI: &Tensor, keys: Option<&DropoutKeys>) -> Result<Tensor, ModelError> {
         let y_XO = kernels::linear(x_XI, &self.weight_OI, self.bias_O.as_ref())?;
-        let Some(Adapter { a_RI, b_OR, scale }) = &self.adapter else { return Ok(y_XO) };
-        let low_XR = kernels::scale(&kernels::linear(x_XI, a_RI, None)?, *scale)?;
-        Ok(kernels::add(&y_XO, &kernels::linear(&low_XR, b_OR, None)?)?)
+        let Some(adapter) = &self.adapter else { return Ok(y_XO) };
+        let low_XR = kernels::linear(&adapter.input(x_XI, keys)?, &adapter.a_RI, None)?;
+        let low_XR = kernels::scale(&low_XR, adapter.scale)?;
+        Ok(kernels::add(&y_XO, &kernels::linear(&low_XR, &adapter.b_OR, None)?)?)
     }
 }
 

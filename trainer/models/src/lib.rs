@@ -7,6 +7,7 @@
 
 mod batch;
 mod config;
+mod dropout;
 mod error;
 mod export;
 mod generate;
@@ -26,6 +27,7 @@ pub use config::{
     Activation, FeatureConfig, InitConfig, LanguageConfig, LanguageFamily, LanguagePreset, LoraConfig, ModelPreset,
     ProjectorConfig, ProjectorKind, ProjectorPreset, RopeScaling, VisionConfig, VisionFamily, VisionPreset, VlmConfig,
 };
+pub use dropout::{DropoutKeys, TokenPlace};
 pub use error::{ModelError, WeightProblem};
 pub use export::Export;
 pub use generate::{GenerateOptions, Prompt};

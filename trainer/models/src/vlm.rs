@@ -15,7 +15,7 @@ use crate::params::{ParamSpec, Specs};
 use crate::projector::PROJECTOR_PREFIX;
 use crate::vision::VISION_PREFIX;
 use crate::weights::{self, Fresh, Layout, WEIGHTS_FILE};
-use crate::{KvCache, LanguageModel, ModelBatch, ModelError, Params, Projector, VisionTower, VlmConfig};
+use crate::{DropoutKeys, KvCache, LanguageModel, ModelBatch, ModelError, Params, Projector, VisionTower, VlmConfig};
 
 /// A vision-language model with its weights.
 pub struct Vlm {
@@ -125,13 +125,19 @@ impl Vlm {
     /// Sum of the cross-entropies of all labelled tokens, an f32 scalar that can be differentiated. Divide by the
     /// global number of labels; [`ModelBatch::num_labels`] counts a batch's.
     pub fn loss(&self, batch: &ModelBatch) -> Result<Tensor, ModelError> {
-        let hidden_BTD = self.trained.hidden(batch)?;
+        self.training_loss(batch, None)
+    }
+
+    /// [`Vlm::loss`] where adapters with a dropout leave some of their inputs out, chosen by `dropout`, whose words are the
+    /// batch's tokens'.
+    pub fn training_loss(&self, batch: &ModelBatch, dropout: Option<&DropoutKeys>) -> Result<Tensor, ModelError> {
+        let hidden_BTD = self.trained.hidden(batch, dropout)?;
         self.trained.language.loss(&flat_rows(&hidden_BTD)?, &batch.shifted_labels()?)
     }
 
     /// Logits `[B, T, V]`, without a graph.
     pub fn logits(&self, batch: &ModelBatch) -> Result<Tensor, ModelError> {
-        self.fixed.language.head(&self.fixed.hidden(batch)?)
+        self.fixed.language.head(&self.fixed.hidden(batch, None)?)
     }
 
     /// Image features after projection, `[N, image tokens, D]`, of normalised pixels `[N, C, H, W]`, without a graph.
@@ -158,11 +164,11 @@ impl Vlm {
 }
 
 impl Modules {
-    fn hidden(&self, batch: &ModelBatch) -> Result<Tensor, ModelError> {
+    fn hidden(&self, batch: &ModelBatch, dropout: Option<&DropoutKeys>) -> Result<Tensor, ModelError> {
         batch.check()?;
         let x_BTD = self.merge(&batch.ids_BT, batch.pixels_NCHW.as_ref(), &batch.image_rows)?;
         let mask = AttentionMask::Causal { documents_BT: Some(batch.documents_BT.clone()), offset: 0 };
-        self.language.forward(&x_BTD, &batch.positions_BT, &mask, None)
+        self.language.forward_dropping(&x_BTD, &batch.positions_BT, &mask, dropout)
     }
 
     /// Embeddings `[B, T, D]` of `ids_BT`, with features of `pixels` in the rows `image_rows`.

@@ -150,7 +150,7 @@ fn parts_that_do_not_fit_are_listed_and_nothing_is_written() {
 fn exported(model: &Vlm) -> (TempDir, Vlm) {
     let (own, out) = (TempDir::new().unwrap(), TempDir::new().unwrap());
     model.save(own.path()).unwrap();
-    let written = Export { model: own.path(), dtype: None }.write(out.path()).unwrap();
+    let written = Export { model: own.path(), dtype: None, max_shard_bytes: None }.write(out.path()).unwrap();
     assert!(written.opens_in_transformers());
     let opened = load(out.path());
     assert_eq!(VlmConfig::load(out.path()).unwrap().language, written.language);
@@ -188,12 +188,44 @@ fn a_single_linear_is_exported_as_two_of_which_the_second_changes_nothing() {
 }
 
 #[test]
+fn an_export_larger_than_a_shard_is_several_with_an_index_and_the_same_model() {
+    let (own, whole, cut) = (TempDir::new().unwrap(), TempDir::new().unwrap(), TempDir::new().unwrap());
+    small(LanguageFamily::Llama, ProjectorKind::Mlp2xGelu, None).save(own.path()).unwrap();
+    const MOST: u64 = 4000;
+    for (dir, max_shard_bytes) in [(&whole, Some(1 << 30)), (&cut, Some(MOST))] {
+        Export { model: own.path(), dtype: None, max_shard_bytes }.write(dir.path()).unwrap();
+    }
+    assert!(whole.path().join(FILE).is_file() && !whole.path().join("model.safetensors.index.json").exists());
+    let text = fs::read_to_string(cut.path().join("model.safetensors.index.json")).unwrap();
+    let index: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let files: std::collections::BTreeSet<&str> =
+        index["weight_map"].as_object().unwrap().values().map(|file| file.as_str().unwrap()).collect();
+    assert!(files.len() > 3 && !cut.path().join(FILE).exists(), "{files:?}");
+    let mut total = 0;
+    for file in &files {
+        assert!(
+            file.starts_with("model-000") && file.ends_with(&format!("-of-{:05}.safetensors", files.len())),
+            "{file}"
+        );
+        let bytes = fs::read(cut.path().join(file)).unwrap();
+        let shard = SafeTensors::deserialize(&bytes).unwrap();
+        let sizes: Vec<u64> = shard.tensors().iter().map(|(_, view)| view.data().len() as u64).collect();
+        assert!(sizes.len() == 1 || sizes.iter().sum::<u64>() <= MOST, "{file}: {sizes:?}");
+        total += sizes.iter().sum::<u64>();
+    }
+    assert_eq!(index["metadata"]["total_size"], total);
+    let (whole, cut) = (load(whole.path()), load(cut.path()));
+    let same = whole.params().iter().zip(cut.params().iter()).all(|(a, b)| a.0 == b.0 && values(a.1) == values(b.1));
+    assert!(same && whole.params().iter().count() == cut.params().iter().count());
+}
+
+#[test]
 fn an_export_in_bf16_is_the_rounded_model_and_repeats_bit_for_bit() {
     let (own, out, again) = (TempDir::new().unwrap(), TempDir::new().unwrap(), TempDir::new().unwrap());
     let model = small(LanguageFamily::Qwen3, ProjectorKind::Mlp2xGelu, None);
     model.save(own.path()).unwrap();
     for dir in [&out, &again] {
-        Export { model: own.path(), dtype: Some(WeightDtype::Bf16) }.write(dir.path()).unwrap();
+        Export { model: own.path(), dtype: Some(WeightDtype::Bf16), max_shard_bytes: None }.write(dir.path()).unwrap();
     }
     let bytes = fs::read(out.path().join(FILE)).unwrap();
     assert_eq!(bytes, fs::read(again.path().join(FILE)).unwrap());
@@ -227,7 +259,7 @@ fn merged_adapters_give_what_they_gave_apart() {
 fn adapter_file(model: &Vlm) -> (serde_json::Value, HashMap<String, Tensor>) {
     let (own, out) = (TempDir::new().unwrap(), TempDir::new().unwrap());
     model.save(own.path()).unwrap();
-    Export { model: own.path(), dtype: None }.write_adapter(out.path()).unwrap();
+    Export { model: own.path(), dtype: None, max_shard_bytes: None }.write_adapter(out.path()).unwrap();
     let config = serde_json::from_slice(&fs::read(out.path().join("adapter_config.json")).unwrap()).unwrap();
     (config, candle_core::safetensors::load(out.path().join("adapter_model.safetensors"), &DEVICE).unwrap())
 }
@@ -275,7 +307,8 @@ fn what_the_published_class_cannot_say_is_refused_by_key() {
     let refused = |model: &Vlm| {
         let (own, out) = (TempDir::new().unwrap(), TempDir::new().unwrap());
         model.save(own.path()).unwrap();
-        let told = Export { model: own.path(), dtype: None }.write(out.path()).unwrap_err().to_string();
+        let told =
+            Export { model: own.path(), dtype: None, max_shard_bytes: None }.write(out.path()).unwrap_err().to_string();
         assert_eq!(fs::read_dir(out.path()).unwrap().count(), 0);
         told
     };
@@ -288,6 +321,9 @@ fn what_the_published_class_cannot_say_is_refused_by_key() {
     assert!(refused(&model).contains("`vision_feature_norm`"));
     let (own, out) = (TempDir::new().unwrap(), TempDir::new().unwrap());
     small(LanguageFamily::Llama, ProjectorKind::Mlp2xGelu, None).save(own.path()).unwrap();
-    let told = Export { model: own.path(), dtype: None }.write_adapter(out.path()).unwrap_err().to_string();
+    let told = Export { model: own.path(), dtype: None, max_shard_bytes: None }
+        .write_adapter(out.path())
+        .unwrap_err()
+        .to_string();
     assert!(told.contains("`lora`"), "{told}");
 }

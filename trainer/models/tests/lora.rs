@@ -12,7 +12,8 @@ use support::{
 };
 use vela_kernels::Tape;
 use vela_models::{
-    Fresh, LanguageFamily, Layout, LoraConfig, ModelBatch, ProjectorKind, VisionFamily, Vlm, VlmConfig, is_adapter,
+    DropoutKeys, Fresh, LanguageFamily, Layout, LoraConfig, ModelBatch, ProjectorKind, TokenPlace, VisionFamily, Vlm,
+    VlmConfig, is_adapter,
 };
 
 const CASE: &str = "lora_clip_llama";
@@ -29,10 +30,11 @@ fn learns(name: &str) -> bool {
 }
 
 /// The golden base with the golden adapter, from PEFT's file.
-fn golden_model() -> Vlm {
+fn golden_model(dropout: f64) -> Vlm {
     let base = golden("joined_clip_llama");
     let targets = ["q_proj", "v_proj", "o_proj", "up_proj", "down_proj"];
-    let config = VlmConfig::load(&base).unwrap().with_lora(lora(3, &targets)).unwrap();
+    let lora = LoraConfig { dropout, ..lora(3, &targets) };
+    let config = VlmConfig::load(&base).unwrap().with_lora(lora).unwrap();
     let fresh = Fresh { names: &is_adapter, seed: 1 };
     let mut model = Vlm::from_folders(config, &[(Layout::Joined, &base)], fresh, &learns, &DEVICE).unwrap();
     let given = candle_core::safetensors::load(golden(CASE).join("adapter_model.safetensors"), &DEVICE).unwrap();
@@ -47,7 +49,7 @@ fn golden_model() -> Vlm {
 
 #[test]
 fn logits_loss_and_gradients_equal_those_of_peft() {
-    let (model, expected, given) = (golden_model(), tensors(CASE), Expected::load(CASE));
+    let (model, expected, given) = (golden_model(0.0), tensors(CASE), Expected::load(CASE));
     let batch = given.batch(Some(expected["pixels"].clone()));
     let visible = |logits: &Tensor| {
         let seen: Vec<u32> =
@@ -59,6 +61,41 @@ fn logits_loss_and_gradients_equal_those_of_peft() {
     let loss = model.loss(&batch).unwrap();
     assert!((f64::from(loss.to_scalar::<f32>().unwrap()) / given.loss - 1.0).abs() <= f64::from(TOLERANCE));
     assert_eq!(assert_gradients(&model, &loss, &expected, TOLERANCE), 24);
+}
+
+/// The settings of `lora_dropout`.
+#[derive(serde::Deserialize)]
+struct Dropout {
+    rate: f64,
+    seed: u64,
+    step: u64,
+    samples: Vec<u64>,
+}
+
+#[test]
+fn with_dropout_loss_and_gradients_equal_those_of_peft_under_the_same_masks() {
+    let (expected, given) = (tensors("lora_dropout"), Expected::load("lora_dropout"));
+    let text = std::fs::read_to_string(golden("lora_dropout").join("expected.json")).unwrap();
+    let json: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let dropout: Dropout = serde_json::from_value(json["dropout"].clone()).unwrap();
+    let (model, batch) = (golden_model(dropout.rate), given.batch(Some(expected["pixels"].clone())));
+    let columns = given.mask[0].len() as u64;
+    let row = |&sample: &u64| (0..columns).map(move |position| TokenPlace { sample, position });
+    let places = || dropout.samples.iter().flat_map(row);
+    let keys = DropoutKeys::new(dropout.seed, dropout.step, places());
+    let loss = model.training_loss(&batch, Some(&keys)).unwrap();
+    let value = |loss: &Tensor| f64::from(loss.to_scalar::<f32>().unwrap());
+    assert!((value(&loss) / given.loss - 1.0).abs() <= f64::from(TOLERANCE), "{} {}", value(&loss), given.loss);
+    assert_eq!(assert_gradients(&model, &loss, &expected, TOLERANCE), 24);
+    // Outside training nothing is left out, and each seed and step leaves out something else.
+    let plain = golden_model(0.0);
+    assert_eq!(value(&model.loss(&batch).unwrap()), value(&plain.loss(&batch).unwrap()));
+    assert_eq!(values(&model.logits(&batch).unwrap()), values(&plain.logits(&batch).unwrap()));
+    assert_eq!(value(&plain.training_loss(&batch, Some(&keys)).unwrap()), value(&plain.loss(&batch).unwrap()));
+    for (seed, step) in [(dropout.seed + 1, dropout.step), (dropout.seed, dropout.step + 1)] {
+        let other = DropoutKeys::new(seed, step, places());
+        assert_ne!(value(&model.training_loss(&batch, Some(&other)).unwrap()), value(&loss));
+    }
 }
 
 /// Gradients of both walks, by name; the frozen base has none in either.

@@ -11,6 +11,7 @@ use vela_dataset::MicroExtents;
 use vela_kernels::Tape;
 use vela_models::{ModelBatch, Vlm, VlmConfig};
 
+use crate::dropout::trial_keys;
 use crate::error::TrainError;
 
 /// Runs forward and backward on a made-up micro-batch of these extents, every token of it labelled, each row one
@@ -18,7 +19,8 @@ use crate::error::TrainError;
 pub(crate) fn dry_step(model: &Vlm, largest: MicroExtents, from_features: bool) -> Result<Duration, TrainError> {
     let started = Instant::now();
     let batch = largest_batch(model.config(), largest, from_features, model.device())?;
-    let (loss, tape) = Tape::record(|| model.loss(&batch));
+    let dropout = trial_keys(model, batch.labels.len());
+    let (loss, tape) = Tape::record(|| model.training_loss(&batch, dropout.as_ref()));
     drop(tape.backward(&loss?, 1.0)?);
     Ok(started.elapsed())
 }

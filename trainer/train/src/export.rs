@@ -18,6 +18,8 @@ pub struct ExportPlan {
     pub output: PathBuf,
     /// Element type of what is written; each tensor's own by default.
     pub dtype: Option<WeightDtype>,
+    /// Bytes of a weight file at most; a whole model with more is written as shards with an index.
+    pub max_shard_bytes: Option<u64>,
     /// Adapters are merged into the weights they adapt; otherwise they are written alone.
     pub merge: bool,
 }
@@ -51,7 +53,7 @@ pub struct ExportReport {
 pub fn export(plan: &ExportPlan) -> Result<ExportReport, TrainError> {
     let unusable = |source: ModelError| TrainError::ModelFolder { path: plan.model.clone(), source: Box::new(source) };
     let config = VlmConfig::load(&plan.model).map_err(unusable)?;
-    let export = Export { model: &plan.model, dtype: plan.dtype };
+    let export = Export { model: &plan.model, dtype: plan.dtype, max_shard_bytes: plan.max_shard_bytes };
     let folder = ModelFolder::begin(&plan.output)?;
     let form = if config.language.lora.is_some() && !plan.merge { ExportForm::Adapter } else { ExportForm::Model };
     match form {

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use vela_models::{ProjectorKind, ProjectorPreset, WeightDtype};
-use vela_runtime::{CommandError, Outcome, clap};
+use vela_runtime::{ByteSize, CommandError, Outcome, clap};
 use vela_train::{ExportForm, ExportPlan, InitPlan, export, init};
 
 use crate::to_command_error;
@@ -58,6 +58,9 @@ pub(crate) struct ExportFlags {
     /// Element type of every weight: `f32`, `bf16` or `f16`; as in the folder by default.
     #[arg(long, value_name = "TYPE")]
     dtype: Option<WeightDtype>,
+    /// Writes a larger model as shards of at most this size, with an index: `5GB`.
+    #[arg(long, value_name = "SIZE")]
+    max_shard_size: Option<ByteSize>,
     /// Merges adapters into the weights they adapt; without it they are written alone, in PEFT's layout.
     #[arg(long)]
     merge: bool,
@@ -106,8 +109,13 @@ pub(crate) fn run_init(flags: &InitFlags) -> Result<Outcome, CommandError> {
 
 /// `trainer export`.
 pub(crate) fn run_export(flags: &ExportFlags) -> Result<Outcome, CommandError> {
-    let plan =
-        ExportPlan { model: flags.model.clone(), output: flags.output.clone(), dtype: flags.dtype, merge: flags.merge };
+    let plan = ExportPlan {
+        model: flags.model.clone(),
+        output: flags.output.clone(),
+        dtype: flags.dtype,
+        max_shard_bytes: flags.max_shard_size.map(|size| size.0),
+        merge: flags.merge,
+    };
     let report = export(&plan).map_err(to_command_error)?;
     let form = match report.form {
         ExportForm::Model => "a model for `LlavaForConditionalGeneration`",

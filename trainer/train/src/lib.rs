@@ -10,6 +10,7 @@ mod checkpoint;
 mod collective;
 mod data;
 mod device_batch;
+mod dropout;
 mod dry_step;
 mod encode;
 mod error;

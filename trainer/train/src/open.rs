@@ -68,18 +68,18 @@ pub(crate) fn open_frozen(path: &Path) -> Result<Vlm, TrainError> {
         .map_err(|source| TrainError::ModelFolder { path: folder, source: Box::new(source) })
 }
 
-/// `config` with the adapters of `[lora]`, if the recipe has them. A folder that has adapters already must have these: they go on.
+/// `config` with the adapters of `[lora]`, if the recipe has them. A folder that has adapters already must have these (their
+/// dropout is the recipe's): they go on.
 fn with_adapters(config: VlmConfig, recipe: &Recipe) -> Result<VlmConfig, ModelError> {
     let Some(RawLora { rank, alpha, dropout, targets }) = recipe.settings().lora.clone() else { return Ok(config) };
     let wanted = LoraConfig { rank, alpha, targets, dropout };
     match &config.language.lora {
-        Some(found) if *found != wanted => Err(ModelError::Config {
+        Some(found) if (LoraConfig { dropout, ..found.clone() }) != wanted => Err(ModelError::Config {
             key: "lora".to_owned(),
             expected: format!("{wanted:?}, as the recipe says"),
             found: format!("{found:?}"),
         }),
-        Some(_) => Ok(config),
-        None => config.with_lora(wanted),
+        _ => config.with_lora(wanted),
     }
 }
 

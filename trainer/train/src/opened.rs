@@ -48,7 +48,8 @@ impl Opened {
         let images = ImageInput::of(&source.info().processor, &pixels);
         let guard = Guard::new(&recipe.settings().guard, state.skipped);
         let gradient_check = GradientCheck::default();
-        let stepper = Stepper { model, optimizer, schedule, source, images, gradient_check, guard };
+        let seed = recipe.seed();
+        let stepper = Stepper { model, optimizer, schedule, source, images, gradient_check, guard, seed };
         Ok(Self { stepper, processor, pixels, spec, largest, state, steps_per_epoch })
     }
 }

@@ -9,6 +9,7 @@ use vela_types::{Batch, BatchSource, IGNORE_LABEL, Position};
 
 use crate::data::next_batch;
 use crate::device_batch::{ImageInput, to_model_batch};
+use crate::dropout::dropout_keys;
 use crate::error::TrainError;
 use crate::flops::{StepSize, causal_pairs};
 use crate::gradient_check::GradientCheck;
@@ -42,6 +43,8 @@ pub(crate) struct Stepper {
     pub(crate) images: ImageInput,
     pub(crate) gradient_check: GradientCheck,
     pub(crate) guard: Guard,
+    /// Of the run; dropout draws from it.
+    pub(crate) seed: u64,
 }
 
 impl Stepper {
@@ -52,7 +55,7 @@ impl Stepper {
         position: Position,
         ranks: &mut Ranks<'_>,
     ) -> Result<StepReport, TrainError> {
-        let (mut gradients, mut report) = self.forward_backward(position)?;
+        let (mut gradients, mut report) = self.forward_backward(step, position)?;
         ranks.sum_step(step + 1, &self.model, &mut gradients, &mut report)?;
         report.factor = self.schedule.factor(step);
         report.grad_norm = gradients.norm()?;
@@ -68,7 +71,7 @@ impl Stepper {
     }
 
     /// Sums loss and gradients over the micro-batches of a step, each divided by the step's global label count.
-    fn forward_backward(&mut self, mut position: Position) -> Result<(Gradients, StepReport), TrainError> {
+    fn forward_backward(&mut self, step: u64, mut position: Position) -> Result<(Gradients, StepReport), TrainError> {
         let (mut gradients, mut report) = (Gradients::default(), StepReport::default());
         loop {
             let asked = Instant::now();
@@ -77,7 +80,7 @@ impl Stepper {
             report.count(&batch)?;
             // A micro-batch of masked slots alone has nothing to learn from.
             if has_labels(&batch) {
-                report.loss += self.backward(&batch, &mut gradients)?;
+                report.loss += self.backward(step, &batch, &mut gradients)?;
             }
             position.micro += 1;
             if position.micro >= batch.num_micro {
@@ -87,11 +90,12 @@ impl Stepper {
     }
 
     /// One micro-batch: its share of the step's loss; its gradients are added to `gradients`.
-    fn backward(&mut self, batch: &Batch, gradients: &mut Gradients) -> Result<f64, TrainError> {
+    fn backward(&mut self, step: u64, batch: &Batch, gradients: &mut Gradients) -> Result<f64, TrainError> {
         let image_tokens = self.model.image_tokens() as u32;
         let inputs = to_model_batch(batch, image_tokens, &self.images, self.model.device())?;
         let share = 1.0 / batch.step_label_tokens as f64;
-        let (loss, tape) = Tape::record(|| self.model.loss(&inputs));
+        let dropout = dropout_keys(&self.model, batch, self.seed, step)?;
+        let (loss, tape) = Tape::record(|| self.model.training_loss(&inputs, dropout.as_ref()));
         let loss = loss?;
         let mut store: GradStore = tape.backward(&loss, share as f32)?;
         self.gradient_check.check_frozen(&self.model, &store)?;

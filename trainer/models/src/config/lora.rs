@@ -14,7 +14,7 @@ pub struct LoraConfig {
     pub alpha: f64,
     /// Linears that get an adapter, by the last part or parts of their name: `q_proj`, `c_attn`, `mlp.w1`.
     pub targets: Vec<String>,
-    /// Share of an adapter's inputs that are left out in training; only 0 is built.
+    /// Share of an adapter's inputs that are left out in training, from 0 to below 1.
     #[serde(default)]
     pub dropout: f64,
 }
@@ -38,8 +38,8 @@ impl LoraConfig {
         if !(self.alpha.is_finite() && self.alpha > 0.0) {
             return Err(ModelError::config("lora.alpha", "a number above 0", self.alpha));
         }
-        if self.dropout != 0.0 {
-            return Err(ModelError::config("lora.dropout", "0: dropout is not built", self.dropout));
+        if !(0.0..1.0).contains(&self.dropout) {
+            return Err(ModelError::config("lora.dropout", "a share from 0 to below 1", self.dropout));
         }
         if self.targets.is_empty() {
             return Err(ModelError::config("lora.targets", "at least one name", "none"));
@@ -89,7 +89,8 @@ mod tests {
         assert!(told(&config(&[])).contains("at least one"));
         assert!(told(&LoraConfig { rank: 0, ..config(&["q_proj"]) }).contains("`lora.rank`"));
         assert!(told(&LoraConfig { alpha: 0.0, ..config(&["q_proj"]) }).contains("`lora.alpha`"));
-        assert!(told(&LoraConfig { dropout: 0.1, ..config(&["q_proj"]) }).contains("not built"));
+        assert!(told(&LoraConfig { dropout: 1.0, ..config(&["q_proj"]) }).contains("`lora.dropout`"));
+        assert!(told(&LoraConfig { dropout: f64::NAN, ..config(&["q_proj"]) }).contains("`lora.dropout`"));
         assert!(config(&["q_proj"]).check(&linears).is_ok());
     }
 }

@@ -267,7 +267,7 @@ impl VlmConfig {
 
     /// The same model with adapters on its language model's linears.
     ///
-    /// Errors: numbers that make no adapter, a target that is no linear of the family, dropout.
+    /// Errors: numbers that make no adapter, a target that is no linear of the family.
     pub fn with_lora(mut self, lora: LoraConfig) -> Result<Self, ModelError> {
         self.language.lora = Some(lora);
         self.check()

@@ -1,8 +1,9 @@
-//! Weights in safetensors files: mapped, matched name by name against what the config asks for, converted to f32; and
+//! Weights in safetensors files, or in those of `torch.save`: mapped, matched name by name against what the config asks for, converted to f32; and
 //! written back under the names `transformers` 4 and 5 both open.
 
 mod map;
 mod names;
+mod pickle;
 mod piece;
 mod save;
 
@@ -11,7 +12,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
-use safetensors::{Dtype, SafeTensors, tensor::TensorView};
+use safetensors::{Dtype, tensor::TensorView};
 use serde::Deserialize;
 
 use crate::params::{PARAM_DTYPE, Param, ParamSpec, Params};
@@ -21,11 +22,16 @@ pub(crate) use names::HEAD_NAME;
 pub use names::Layout;
 pub use piece::WeightDtype;
 pub(crate) use piece::{Piece, made, shared_dtype};
-pub(crate) use save::{Outgoing, save, write_tensors};
+pub(crate) use save::{Outgoing, save, write_folder, write_tensors};
 
 /// The file of an unsharded folder.
 pub(crate) const WEIGHTS_FILE: &str = "model.safetensors";
 const INDEX_FILE: &str = "model.safetensors.index.json";
+/// Files of a folder, the first that is there: the list of its shards, or the one file.
+const WHOLE_FILES: [(&str, &str); 2] =
+    [(INDEX_FILE, WEIGHTS_FILE), ("pytorch_model.bin.index.json", "pytorch_model.bin")];
+/// What other files of `torch.save` end with.
+const PICKLED: &str = "pth";
 /// The embedding tables of the families.
 const EMBEDDING_NAMES: [&str; 2] =
     ["language_model.model.embed_tokens.weight", "language_model.transformer.wte.weight"];
@@ -135,22 +141,40 @@ pub(crate) fn load(
     Ok(Params::new(entries))
 }
 
-/// The weight files of a folder: the shards of the index, or the one file.
+/// The weight files of a folder: the shards of the index, or the one file; of `torch.save` only where there is no safetensors file.
 fn weight_files(dir: &Path) -> Result<Vec<PathBuf>, ModelError> {
+    for (index, single) in WHOLE_FILES.map(|(index, single)| (dir.join(index), dir.join(single))) {
+        if index.is_file() {
+            return shards_of(index, dir);
+        }
+        if single.is_file() {
+            return Ok(vec![single]);
+        }
+    }
+    let error = |source| ModelError::Read { path: dir.to_owned(), source };
+    let mut files = Vec::new();
+    for entry in fs::read_dir(dir).map_err(error)? {
+        let path = entry.map_err(error)?.path();
+        if path.extension().is_some_and(|extension| extension == PICKLED) {
+            files.push(path);
+        }
+    }
+    match files.len() {
+        1 => Ok(files),
+        found => Err(ModelError::NoWeights { dir: dir.to_owned(), found }),
+    }
+}
+
+/// The files that an index names.
+fn shards_of(index_path: PathBuf, dir: &Path) -> Result<Vec<PathBuf>, ModelError> {
     #[derive(Deserialize)]
     struct Index {
         weight_map: BTreeMap<String, String>,
     }
-    let index_path = dir.join(INDEX_FILE);
-    if index_path.is_file() {
-        let text = fs::read(&index_path).map_err(|source| ModelError::Read { path: index_path.clone(), source })?;
-        let index: Index =
-            serde_json::from_slice(&text).map_err(|source| ModelError::Json { path: index_path, source })?;
-        let names: BTreeSet<String> = index.weight_map.into_values().collect();
-        return Ok(names.iter().map(|name| dir.join(name)).collect());
-    }
-    let single = dir.join(WEIGHTS_FILE);
-    if single.is_file() { Ok(vec![single]) } else { Err(ModelError::NoWeights { dir: dir.to_owned() }) }
+    let text = fs::read(&index_path).map_err(|source| ModelError::Read { path: index_path.clone(), source })?;
+    let index: Index = serde_json::from_slice(&text).map_err(|source| ModelError::Json { path: index_path, source })?;
+    let names: BTreeSet<String> = index.weight_map.into_values().collect();
+    Ok(names.iter().map(|name| dir.join(name)).collect())
 }
 
 /// Every tensor of the files by canonical name, less those that no model of ours has (buffers, the text half of CLIP).
@@ -161,8 +185,7 @@ fn match_names<'data>(
 ) -> Result<BTreeMap<String, Found<'data>>, ModelError> {
     let mut found: BTreeMap<String, Found<'data>> = BTreeMap::new();
     for (layout, file) in files {
-        let tensors: SafeTensors<'data> = file.tensors()?;
-        for (name, view) in tensors.tensors() {
+        for (name, view) in file.tensors()? {
             let Some(canonical) = layout.canonical(&name).filter(|canonical| !(fresh.names)(canonical)) else {
                 continue;
             };

@@ -1,13 +1,16 @@
-//! Writing of `model.safetensors`.
+//! Writing of `model.safetensors`, or of its shards and their index.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
+use std::fs;
 use std::io;
 use std::path::Path;
 
 use candle_core::{Device, Tensor};
 use safetensors::{Dtype, SafeTensorError, View};
+use serde_json::json;
 
+use super::{INDEX_FILE, WEIGHTS_FILE};
 use crate::ModelError;
 use crate::params::Params;
 
@@ -84,6 +87,46 @@ impl View for Outgoing<'_> {
     fn data_len(&self) -> usize {
         self.shape.iter().product::<usize>() * self.dtype.bitsize() / 8
     }
+}
+
+/// Writes tensors into a folder as `transformers` does: one file, or, where they are more than `most` bytes, shards of at
+/// most so many (a larger tensor has one of its own) and their index.
+pub(crate) fn write_folder<V: View>(
+    tensors: Vec<(String, V)>,
+    dir: &Path,
+    most: Option<u64>,
+) -> Result<(), ModelError> {
+    let mut shards = cut(tensors, most.unwrap_or(u64::MAX));
+    if shards.len() <= 1 {
+        return write_tensors(shards.pop().unwrap_or_default(), &dir.join(WEIGHTS_FILE));
+    }
+    let (count, mut total, mut weight_map) = (shards.len(), 0, BTreeMap::new());
+    for (number, shard) in (1..).zip(shards) {
+        let file = format!("model-{number:05}-of-{count:05}.safetensors");
+        total += shard.iter().map(|(_, tensor)| tensor.data_len()).sum::<usize>();
+        weight_map.extend(shard.iter().map(|(name, _)| (name.clone(), file.clone())));
+        write_tensors(shard, &dir.join(file))?;
+    }
+    let index = json!({"metadata": {"total_size": total}, "weight_map": weight_map});
+    let path = dir.join(INDEX_FILE);
+    fs::write(&path, format!("{index:#}\n")).map_err(|source| ModelError::Write { path, source })
+}
+
+/// Tensors in their order, as many together as fit into `most` bytes.
+fn cut<V: View>(tensors: Vec<(String, V)>, most: u64) -> Vec<Vec<(String, V)>> {
+    let (mut shards, mut room): (Vec<Vec<(String, V)>>, u64) = (Vec::new(), 0);
+    for (name, tensor) in tensors {
+        let bytes = tensor.data_len() as u64;
+        match shards.last_mut().filter(|_| bytes <= room) {
+            Some(shard) => shard.push((name, tensor)),
+            None => {
+                shards.push(vec![(name, tensor)]);
+                room = most;
+            }
+        }
+        room = room.saturating_sub(bytes);
+    }
+    shards
 }
 
 /// Writes tensors with the metadata that `transformers` asks for.

@@ -292,7 +292,7 @@ fn check_lora(train_type: TrainType, lora: Option<&RawLora>) -> Result<(), Train
         () if train_type != TrainType::Lora => refuse("lora", &format!("nothing for `{train_type}`"), "a table"),
         () if lora.rank == 0 => refuse("lora.rank", "at least 1", 0),
         () if !lora.alpha.is_finite() || lora.alpha <= 0.0 => refuse("lora.alpha", "a number above 0", lora.alpha),
-        () if lora.dropout != 0.0 => refuse("lora.dropout", "0: dropout of adapters is not built", lora.dropout),
+        () if !(0.0..1.0).contains(&lora.dropout) => refuse("lora.dropout", "a share from 0 to below 1", lora.dropout),
         () if lora.targets.is_empty() => refuse("lora.targets", "names of linear layers such as `q_proj`", "none"),
         () => Ok(()),
     }

@@ -27,11 +27,17 @@ pub(crate) fn open_processor(folder: &Path) -> Processor {
 
 /// The records that the PyTorch run was fed.
 pub(crate) fn golden_records(processor: &Processor) -> Vec<Record> {
-    let bytes = fs::read(golden().join("records.safetensors")).expect("committed");
+    read_records(&golden(), processor)
+}
+
+/// The records of `records.json` and `records.safetensors` in a folder of goldens.
+pub(crate) fn read_records(folder: &Path, processor: &Processor) -> Vec<Record> {
+    let bytes = fs::read(folder.join("records.safetensors")).expect("committed");
     let file = safetensors::SafeTensors::deserialize(&bytes).expect("safetensors");
     let shape = processor.summary().image_shape;
     let mut pixels = file.tensor("pixels").expect("pixels").data().chunks_exact(shape.num_elements());
-    let rows = golden_json("records.json");
+    let text = fs::read_to_string(folder.join("records.json")).expect("committed");
+    let rows: Value = serde_json::from_str(&text).expect("JSON");
     let integers = |value: &Value| -> Vec<i64> {
         value.as_array().expect("a list").iter().map(|number| number.as_i64().expect("an integer")).collect()
     };

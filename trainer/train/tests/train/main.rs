@@ -2,6 +2,7 @@
 
 mod chat;
 mod commands;
+mod curves;
 mod defects;
 mod features;
 mod fixture;

@@ -27,6 +27,31 @@ fn packed_rows_have_the_loss_and_the_gradient_of_their_samples() {
     assert!(alone[3].loss < alone[0].loss, "it learns");
 }
 
+/// Masks go with samples, so neither rows nor micro-batches change them.
+#[test]
+fn dropout_is_the_same_packed_and_in_other_micro_batches() {
+    let stage = Stage::new("lora");
+    let run = |name: &str, sets: &[&str]| {
+        let output = format!("run.output={}", stage.path(name).display());
+        stage.train(&[&WHOLE[..], sets, &[&output]].concat(), &Resume::Fresh).expect("a run");
+        stage.metrics(name)
+    };
+    let dropout = "lora.dropout=0.5";
+    let alone = run("alone", &[dropout]);
+    let others = [run("cut", &[dropout, "batch.micro=7"]), run("packed", &[&PACKED[..], &[dropout]].concat())];
+    for other in &others {
+        assert_eq!(other.len(), alone.len());
+        for (alone, other) in alone.iter().zip(other) {
+            assert!((alone.loss - other.loss).abs() < 1e-4 * alone.loss, "{} {}", alone.loss, other.loss);
+            assert!((alone.grad_norm - other.grad_norm).abs() < 1e-3 * alone.grad_norm);
+        }
+    }
+    // It is on: a run without parts from it once `B` is no longer zero.
+    let without = run("without", &[]);
+    assert_eq!(alone[0].loss, without[0].loss);
+    assert!((alone[3].loss - without[3].loss).abs() > 1e-4 * alone[3].loss, "{} {}", alone[3].loss, without[3].loss);
+}
+
 #[test]
 fn a_packed_run_over_a_loader_has_the_bits_of_one_in_process_and_resumes() {
     let stage = Stage::new("freeze_vision");

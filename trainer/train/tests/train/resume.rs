@@ -191,3 +191,8 @@ fn a_full_run_resumes_from_every_step() {
 fn adapters_resume_from_every_step() {
     assert_every_step_can_be_resumed("lora", &[]);
 }
+
+#[test]
+fn adapters_with_dropout_resume_from_every_step() {
+    assert_every_step_can_be_resumed("lora", &["lora.dropout=0.3"]);
+}
