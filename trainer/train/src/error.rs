@@ -106,6 +106,9 @@ pub enum TrainError {
     /// A gradient or update could not be computed.
     #[error("the optimizer's arithmetic failed")]
     Kernel(#[from] vela_kernels::KernelError),
+    /// An update failed after it had begun: weights and moments are of no step.
+    #[error("the update failed half-way; go on from the newest checkpoint with `--resume auto`")]
+    Update(#[source] vela_kernels::KernelError),
     /// A tensor operation failed.
     #[error("tensor operation failed")]
     Tensor(#[from] candle_core::Error),
@@ -141,6 +144,14 @@ pub enum TrainError {
         samples: Vec<String>,
         /// Why it is not left out.
         limit: String,
+    },
+    /// The validation data cannot be opened, or do not belong to the run.
+    #[error("validation data `{place}` cannot be used (`data.validation`)")]
+    Validation {
+        /// The shard set.
+        place: String,
+        /// Why.
+        source: Box<TrainError>,
     },
     /// A stream gave another batch than the one that comes next, or a misshapen one.
     #[error("batch at epoch {}, step {}, micro-batch {}: expected {expected}, found {found}",
@@ -210,6 +221,9 @@ impl TrainError {
 
     /// Whether the person has to change the recipe or the flags (exit code 2).
     pub fn is_usage(&self) -> bool {
+        if let Self::Validation { source, .. } = self {
+            return source.is_usage();
+        }
         matches!(
             self,
             Self::Config(_)

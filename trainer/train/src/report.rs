@@ -209,7 +209,7 @@ fn write_skipped(html: &mut String, skipped: &[SkippedStep]) {
         return;
     }
     html.push_str("<h3>Steps left out</h3>\n<table>\n<tr><th>step</th><th>why</th><th>samples</th></tr>\n");
-    for SkippedStep { step, what, value, samples } in skipped {
+    for SkippedStep { step, what, value, samples, .. } in skipped {
         let (what, samples) = (escape(what), escape(&samples.join(", ")));
         let _ = writeln!(html, "<tr><td>{step}</td><td>{what} is {value}</td><td>{samples}</td></tr>");
     }

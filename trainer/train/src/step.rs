@@ -51,7 +51,8 @@ impl Stepper {
         report.grad_norm = gradients.norm()?;
         if let Some((what, value)) = find_non_finite(&report, &gradients)? {
             let (step, value, samples) = (step + 1, value.to_string(), report.sample_ids.clone());
-            report.skipped = Some(self.guard.admit(SkippedStep { step, what, value, samples })?);
+            report.skipped =
+                Some(self.guard.admit(SkippedStep { step, what, value, samples, validation_loss: None })?);
             return Ok(report);
         }
         self.gradient_check.check_step(&self.model, &gradients, report.size.images > 0)?;

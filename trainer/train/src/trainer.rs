@@ -7,13 +7,11 @@ use serde::Serialize;
 use vela_dataset::MicroExtents;
 use vela_processor::Processor;
 use vela_runtime::{Progress, Shutdown};
-use vela_types::{BatchSpec, Cursor, Position};
+use vela_types::{Cursor, Position};
 
 use crate::answerer::Answerer;
-use crate::checkpoint::TrainerState;
-use crate::data::{
-    OpenSource, check_features, check_max_length, check_model, check_processor, open_source, open_validation,
-};
+use crate::checkpoint::{Score, TrainerState};
+use crate::data::{OpenSource, check_features, check_max_length, check_model, check_processor, open_source};
 use crate::device_batch::{ImageInput, PixelTable};
 use crate::dry_step::dry_step;
 use crate::error::TrainError;
@@ -30,7 +28,7 @@ use crate::run_folder::{Resume, RunFolder, RunLogs};
 use crate::samples::answer_samples;
 use crate::step::{StepReport, Stepper};
 use crate::stopwatch::Stopwatch;
-use crate::validation::validation_loss;
+use crate::validation::Validation;
 use crate::watch::Watch;
 
 /// What a run did; the JSON object of `trainer train`.
@@ -60,7 +58,8 @@ pub struct TrainReport {
 ///
 /// # Errors
 /// Before the first step: a recipe, model, processor and data that do not fit one another, a run folder that is taken, a
-/// checkpoint of another run. Later: gradients that are not those asked for, a loss that is not finite, a broken stream.
+/// checkpoint of another run. Later: gradients that are not those asked for, a loss that is not finite, a broken stream, or
+/// something that watches; the steps made are then kept in a checkpoint too.
 pub fn train(recipe: &Recipe, resume: &Resume, shutdown: &Shutdown) -> Result<TrainReport, TrainError> {
     vela_kernels::keep_freed_memory();
     Trainer::open(recipe, resume)?.run(shutdown)
@@ -71,11 +70,11 @@ struct Trainer {
     folder: RunFolder,
     logs: RunLogs,
     watch: Watch,
-    /// Of the processor, for validation and answers.
+    /// Of the processor, for answers.
     pixels: PixelTable,
     processor: Processor,
     stepper: Stepper,
-    spec: BatchSpec,
+    validation: Option<Validation>,
     largest: MicroExtents,
     state: TrainerState,
     steps_per_epoch: u64,
@@ -96,7 +95,11 @@ impl Trainer {
         let folder = RunFolder::new(recipe);
         let checkpoint = folder.starting_point(resume)?;
         let saved = checkpoint.as_deref().map(open_saved).transpose()?;
-        let processor = open_processor(recipe.processor())?;
+        // A checkpoint is whole without the folder that the run began with.
+        let processor = match (&checkpoint, &recipe.settings().model.processor) {
+            (Some(checkpoint), None) => open_processor(checkpoint)?,
+            _ => open_processor(recipe.processor())?,
+        };
         let model = open_model(recipe, checkpoint.as_deref(), processor.summary())?;
         check_model(model.config(), processor.summary())?;
         check_max_length(model.config(), recipe.settings().batch.max_length)?;
@@ -104,6 +107,7 @@ impl Trainer {
         let OpenSource { mut source, largest } = open_source(recipe.data(), spec.clone(), recipe.limits())?;
         check_processor(processor.summary(), &source.info().processor)?;
         check_features(&model, &source.info().processor)?;
+        let validation = Validation::open(recipe, &spec, &model, processor.summary())?;
         let steps_per_epoch = source.steps_per_epoch();
         let schedule = recipe.schedule(recipe.total_steps(steps_per_epoch)?)?;
         let mut optimizer = open_optimizer(recipe, &model);
@@ -129,7 +133,7 @@ impl Trainer {
             watch,
             pixels,
             processor,
-            spec,
+            validation,
             largest,
             state,
             steps_per_epoch,
@@ -139,18 +143,33 @@ impl Trainer {
     fn run(mut self, shutdown: &Shutdown) -> Result<TrainReport, TrainError> {
         let progress = self.start_progress();
         self.prepare(&progress)?;
-        while !self.is_done() && !shutdown.requested() {
-            let report = self.train_step()?;
-            self.after_step(report, &progress)?;
+        let ended = self.train_steps(&progress, shutdown);
+        let saved = self.keep_steps(&ended);
+        if let (Err(_), Err(fault)) = (&ended, &saved) {
+            progress.note(&format!("the steps after step {} are lost: {fault}", self.saved_step));
         }
-        if self.saved_step != self.state.step {
-            self.save_checkpoint(None)?;
-        }
+        ended.and(saved)?;
         progress.finish();
         self.folder.write_plot(self.logs.metrics.lines())?;
         let folder = self.recipe.output().to_owned();
         write_report(std::slice::from_ref(&folder), &folder.join("report.html"))?;
         Ok(self.report())
+    }
+
+    fn train_steps(&mut self, progress: &Progress, shutdown: &Shutdown) -> Result<(), TrainError> {
+        while !self.is_done() && !shutdown.requested() {
+            let report = self.train_step()?;
+            self.after_step(report, progress, shutdown)?;
+        }
+        Ok(())
+    }
+
+    /// Saves the steps that no checkpoint holds yet, whatever ended them, unless it ended them within an update.
+    fn keep_steps(&mut self, ended: &Result<(), TrainError>) -> Result<(), TrainError> {
+        match self.saved_step == self.state.step || matches!(ended, Err(TrainError::Update(_))) {
+            true => Ok(()),
+            false => self.save_checkpoint(None),
+        }
     }
 
     /// Before the first step of this process: what memory it will want, the largest micro-batch, the first answers.
@@ -207,20 +226,25 @@ impl Trainer {
     }
 
     /// What is due after a step: validation, answers, a metrics line, a checkpoint.
-    fn after_step(&mut self, report: StepReport, progress: &Progress) -> Result<(), TrainError> {
+    fn after_step(&mut self, report: StepReport, progress: &Progress, shutdown: &Shutdown) -> Result<(), TrainError> {
         let started = Instant::now();
         let settings = self.recipe.settings();
         let answers_every = settings.samples.as_ref().and_then(|samples| samples.every);
-        let validation = if self.is_due(settings.logging.validate_every) { self.validate()? } else { None };
-        if self.is_due(answers_every) {
-            self.answer_samples(progress)?;
-        }
+        let answers_are_due = self.is_due(answers_every);
+        let validated = if self.is_due(settings.logging.validate_every) { self.validate(shutdown) } else { Ok(None) };
+        let answered = match answers_are_due && !shutdown.requested() {
+            true => self.answer_samples(progress),
+            false => Ok(()),
+        };
         self.pause_since(started);
+        // Whatever failed, the step was made: a resumed run does not write its line again.
+        let validation = *validated.as_ref().unwrap_or(&None);
         match report.skipped {
-            Some(skipped) => self.note_skipped(skipped, progress)?,
+            Some(skipped) => self.note_skipped(SkippedStep { validation_loss: validation, ..skipped }, progress)?,
             None => self.log(&report, validation, progress)?,
         }
         progress.inc(1);
+        validated.and(answered)?;
         let started = Instant::now();
         if self.checkpoint_is_due() {
             self.save_checkpoint(validation)?;
@@ -238,14 +262,10 @@ impl Trainer {
         Cursor { epoch, step, ..self.state.cursor.clone() }
     }
 
-    fn validate(&mut self) -> Result<Option<f64>, TrainError> {
-        let Some(shards) = &self.recipe.settings().data.validation else { return Ok(None) };
-        let mut source = open_validation(shards, &self.spec, self.recipe.limits())?;
-        let (model, data) = (&self.stepper.model, &source.info().processor);
-        check_processor(self.processor.summary(), data)?;
-        check_features(model, data)?;
-        let images = ImageInput::of(data, &self.pixels);
-        validation_loss(model, source.as_mut(), &self.spec, &images).map(Some)
+    /// `None` without validation data, and where a stop was asked for.
+    fn validate(&mut self, shutdown: &Shutdown) -> Result<Option<f64>, TrainError> {
+        let Self { validation, stepper, .. } = self;
+        validation.as_mut().map_or(Ok(None), |validation| validation.measure(&stepper.model, shutdown))
     }
 
     fn answer_samples(&mut self, progress: &Progress) -> Result<(), TrainError> {
@@ -261,9 +281,10 @@ impl Trainer {
     }
 
     fn note_skipped(&mut self, skipped: SkippedStep, progress: &Progress) -> Result<(), TrainError> {
-        let SkippedStep { step, what, value, samples } = &skipped;
+        let SkippedStep { step, what, value, samples, validation_loss } = &skipped;
         let samples = samples.join(", ");
-        progress.note(&format!("step {step} is left out: {what} is {value}; its samples are {samples}"));
+        let validation = validation_loss.map_or_else(String::new, |loss| format!("; validation loss {loss:.4}"));
+        progress.note(&format!("step {step} is left out: {what} is {value}; its samples are {samples}{validation}"));
         self.state.skipped += 1;
         self.logs.skipped.as_mut().map_or(Ok(()), |log| log.push(skipped))
     }
@@ -296,13 +317,18 @@ impl Trainer {
             peak_memory_bytes: memory.map(|(_, most)| most),
             seconds: self.seconds_before + self.whole.seconds(),
         };
-        self.watch.tell(&line, progress)?;
-        self.logs.metrics.push(line)
+        let told = self.watch.tell(&line, progress);
+        self.logs.metrics.push(line)?;
+        told
     }
 
     fn save_checkpoint(&mut self, validation: Option<f64>) -> Result<(), TrainError> {
         let (sum, count) = std::mem::take(&mut self.losses);
-        self.state.score = Some(validation.unwrap_or(sum / count.max(1) as f64));
+        self.state.score = match &self.validation {
+            Some(held_out) => validation.map(|value| Score::Validation { value, data: held_out.fingerprint() }),
+            None => (count > 0).then(|| Score::Training { value: sum / count as f64 }),
+        }
+        .filter(|score| score.value().is_finite());
         self.state.seconds = self.seconds_before + self.whole.seconds();
         let Stepper { model, optimizer, .. } = &self.stepper;
         let path = self.folder.checkpoints.save(&self.state, model, &self.processor, optimizer)?;

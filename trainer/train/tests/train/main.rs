@@ -10,6 +10,7 @@ mod golden;
 mod loader;
 mod options;
 mod packing;
+mod poison;
 mod recipes;
 mod report;
 mod resume;
