@@ -24,10 +24,10 @@ pub(crate) struct StepLog<L> {
 
 impl<L: StepLine> StepLog<L> {
     /// Opens the log of a run that stands after `step` steps: lines of later steps and a torn last line, left by a run
-    /// that was killed, are dropped.
+    /// that was killed, are dropped; of a run that has made none, all are, since it begins anew.
     pub(crate) fn open(path: PathBuf, step: u64) -> Result<Self, TrainError> {
         let mut lines: Vec<L> = read_lines(&path)?;
-        lines.retain(|line| line.step() <= step);
+        lines.retain(|line| step > 0 && line.step() <= step);
         let kept: String = lines.iter().map(to_line).collect();
         let partial = path.with_extension("jsonl.partial");
         fs::write(&partial, kept).map_err(TrainError::io("write", &partial))?;

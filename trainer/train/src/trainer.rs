@@ -18,7 +18,7 @@ use crate::error::TrainError;
 use crate::flops::FlopCount;
 use crate::gradient_check::GradientCheck;
 use crate::guard::{Guard, SkippedStep};
-use crate::memory::{MemoryEstimate, free_memory, in_mib, process_memory};
+use crate::memory::{MemoryEstimate, free_memory, held_memory, in_mib, process_memory};
 use crate::metrics::StepMetrics;
 use crate::open::{open_model, open_optimizer, open_processor, open_saved, open_state};
 use crate::recipe::Recipe;
@@ -182,9 +182,12 @@ impl Trainer {
         let card = RunCard::new(steps, source.info(), model, self.watch.peak, &estimate);
         self.folder.write(RUN_CARD, &card.to_json())?;
         self.watch.introduce(progress);
-        if let Some(free) = free_memory().filter(|&free| free < estimate.total()) {
+        // Weights and moments are there by now, or have been promised.
+        let to_come = estimate.to_come(held_memory().unwrap_or(0));
+        if let Some(free) = free_memory().filter(|&free| free < to_come) {
+            let (free, to_come) = (in_mib(free), in_mib(to_come));
             let remedy = "lower `batch.micro` or `batch.max_length`";
-            progress.note(&format!("warning: only {} of memory are free; {remedy}", in_mib(free)));
+            progress.note(&format!("warning: only {free} of memory are free for the {to_come} to come; {remedy}"));
         }
         if self.recipe.settings().guard.dry_step && !self.is_done() {
             let period = dry_step(&self.stepper.model, self.largest, encoded)?;

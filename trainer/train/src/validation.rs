@@ -26,7 +26,7 @@ impl Validation {
         processor: &ProcessorSummary,
     ) -> Result<Option<Self>, TrainError> {
         let Some(place) = &recipe.settings().data.validation else { return Ok(None) };
-        let open = || {
+        let open = || -> Result<Self, TrainError> {
             let source = open_validation(place, spec, recipe.limits())?;
             let data = &source.info().processor;
             check_processor(processor, data)?;

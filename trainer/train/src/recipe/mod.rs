@@ -200,7 +200,8 @@ impl Recipe {
     }
 }
 
-fn refuse<T>(key: &str, expected: &str, found: impl ToString) -> Result<T, TrainError> {
+/// The refusal of a key's value.
+pub(crate) fn refuse<T>(key: &str, expected: &str, found: impl ToString) -> Result<T, TrainError> {
     Err(TrainError::Recipe { key: key.to_owned(), expected: expected.to_owned(), found: found.to_string() })
 }
 
