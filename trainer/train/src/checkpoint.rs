@@ -378,11 +378,12 @@ fn checksums(folder: &Path) -> Result<BTreeMap<String, Fingerprint>, TrainError>
 }
 
 /// Makes a file or folder survive a power cut.
-fn flush(path: &Path) -> Result<(), TrainError> {
+pub(crate) fn flush(path: &Path) -> Result<(), TrainError> {
     File::open(path).and_then(|file| file.sync_all()).map_err(TrainError::io("flush", path))
 }
 
-fn flush_folder(folder: &Path) -> Result<(), TrainError> {
+/// A folder and every file in it.
+pub(crate) fn flush_folder(folder: &Path) -> Result<(), TrainError> {
     for entry in fs::read_dir(folder).map_err(TrainError::io("list", folder))? {
         let path = entry.map_err(TrainError::io("list", folder))?.path();
         flush(&path)?;

@@ -182,6 +182,12 @@ pub enum TrainError {
         /// The folder.
         path: PathBuf,
     },
+    /// Another process is at work in a folder.
+    #[error("`{}` is in use by another process; wait until it has ended, or name another folder", path.display())]
+    InUse {
+        /// The folder.
+        path: PathBuf,
+    },
     /// A shard set cannot be encoded.
     #[error("shards `{place}` cannot be encoded")]
     Encode {
@@ -237,6 +243,7 @@ impl TrainError {
                 | Self::Mismatch { .. }
                 | Self::Checkpoint { .. }
                 | Self::OutputTaken { .. }
+                | Self::InUse { .. }
                 | Self::RunFile { .. }
                 | Self::Encode { .. }
                 | Self::RunFolderTaken { .. }

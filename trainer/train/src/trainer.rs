@@ -18,6 +18,7 @@ use crate::error::TrainError;
 use crate::flops::FlopCount;
 use crate::gradient_check::GradientCheck;
 use crate::guard::{Guard, SkippedStep};
+use crate::lock::FolderLock;
 use crate::memory::{MemoryEstimate, free_memory, held_memory, in_mib, process_memory};
 use crate::metrics::StepMetrics;
 use crate::open::{open_model, open_optimizer, open_processor, open_saved, open_state};
@@ -57,7 +58,7 @@ pub struct TrainReport {
 /// Trains as the recipe says until its last step or until `shutdown` is requested; either way a checkpoint is left.
 ///
 /// # Errors
-/// Before the first step: a recipe, model, processor and data that do not fit one another, a run folder that is taken, a
+/// Before the first step: a recipe, model, processor and data that do not fit one another, a run folder that is taken or in use, a
 /// checkpoint of another run. Later: gradients that are not those asked for, a loss that is not finite, a broken stream, or
 /// something that watches; the steps made are then kept in a checkpoint too.
 pub fn train(recipe: &Recipe, resume: &Resume, shutdown: &Shutdown) -> Result<TrainReport, TrainError> {
@@ -68,6 +69,7 @@ pub fn train(recipe: &Recipe, resume: &Resume, shutdown: &Shutdown) -> Result<Tr
 struct Trainer {
     recipe: Recipe,
     folder: RunFolder,
+    _lock: FolderLock,
     logs: RunLogs,
     watch: Watch,
     /// Of the processor, for answers.
@@ -93,6 +95,7 @@ impl Trainer {
     /// Opens model, data and run folder, and checks that they belong together.
     fn open(recipe: &Recipe, resume: &Resume) -> Result<Self, TrainError> {
         let folder = RunFolder::new(recipe);
+        let lock = folder.lock()?;
         let checkpoint = folder.starting_point(resume)?;
         let saved = checkpoint.as_deref().map(open_saved).transpose()?;
         // A checkpoint is whole without the folder that the run began with.
@@ -129,6 +132,7 @@ impl Trainer {
             whole: Stopwatch::start(),
             losses: (0.0, 0),
             folder,
+            _lock: lock,
             logs,
             watch,
             pixels,
