@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
-use candle_core::{Device, Tensor};
+use candle_core::Device;
 use serde::Serialize;
 use serde_json::json;
 use vela_dataset::Dataset;
@@ -66,7 +66,8 @@ pub struct EncodeReport {
 /// stopped, which it looks at between records, and started again, it keeps the shards that are whole.
 ///
 /// # Errors
-/// If another process is at the output, model, processor and data do not belong together, a record is damaged, or the output holds another set.
+/// If another process is at the output, model, processor and data do not belong together, a record is damaged, or the
+/// output holds another set.
 pub fn encode(options: &EncodeOptions, shutdown: &Shutdown) -> Result<EncodeReport, TrainError> {
     vela_kernels::keep_freed_memory();
     let started = Instant::now();
@@ -183,10 +184,7 @@ impl<'a> Encoder<'a> {
     }
 
     fn run_tower(&self, images: &[&ImageTensor]) -> Result<Vec<ImageTensor>, TrainError> {
-        let shape = images[0].shape;
-        let extents = [images.len(), shape.channels as usize, shape.height as usize, shape.width as usize];
-        let bytes: Vec<u8> = images.iter().flat_map(|image| image.data.iter().copied()).collect();
-        let pixels: Tensor = self.pixels.apply(&bytes, &extents, &Device::Cpu)?;
+        let pixels = self.pixels.apply_to(images.iter().copied(), &Device::Cpu)?;
         let values: Vec<f32> = self.model.tower().forward(&pixels)?.flatten_all()?.to_vec1()?;
         let stored = |values: &[f32]| {
             let data = Bytes::from(self.mode.dtype.to_bytes(values));

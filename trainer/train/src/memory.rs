@@ -120,7 +120,8 @@ pub(crate) fn process_memory() -> Option<(u64, u64)> {
     Some((kib_of(&status, "VmRSS:")?, kib_of(&status, "VmHWM:")?))
 }
 
-/// Bytes that the process holds for itself, mapped files left out, as the system may take those back; `None` where it does not tell.
+/// Bytes that the process holds for itself, mapped files left out, as the system may take those back; `None` where it does
+/// not tell.
 pub(crate) fn held_memory() -> Option<u64> {
     kib_of(&std::fs::read_to_string("/proc/self/status").ok()?, "RssAnon:")
 }

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use candle_core::Device;
-use vela_models::{Fresh, Layout, LoraConfig, ModelError, ModelPreset, Vlm, VlmConfig, is_adapter};
+use vela_models::{Fresh, Layout, LoraConfig, ModelError, ModelPreset, Vlm, VlmConfig};
 use vela_processor::{Processor, ProcessorOptions};
 use vela_types::{BatchSource, ProcessorSummary};
 
@@ -48,8 +48,12 @@ pub(crate) fn open_model(
     let trains = |name: &str| recipe.groups().of(name, num_blocks).is_some();
     let fresh_projector = matches!(recipe.weights(), WeightOrigin::Folder { fresh_projector: true, .. });
     let is_fresh = |name: &str| {
-        let in_projector = Component::of(name) == Some(Component::Projector);
-        checkpoint.is_none() && ((fresh_projector && in_projector) || (!has_adapters && is_adapter(name)))
+        let is_new = match Component::of(name) {
+            Some(Component::Projector) => fresh_projector,
+            Some(Component::Lora) => !has_adapters,
+            _ => false,
+        };
+        checkpoint.is_none() && is_new
     };
     let (device, folders) = (&Device::Cpu, [(Layout::Joined, place.as_path())]);
     let model = match (checkpoint, recipe.weights()) {

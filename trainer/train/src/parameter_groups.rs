@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::error::TrainError;
-use crate::groups::{Component, TrainType};
+use crate::groups::{Component, TrainType, block_of};
 use crate::recipe::{RawGroup, refuse};
 
 /// The parameter groups of a recipe. A parameter belongs to the group whose pattern it matches, or else to the group of
@@ -218,12 +218,6 @@ impl ParameterGroup {
 fn resolve(layer: i64, num_blocks: usize) -> Option<usize> {
     let from_start = if layer < 0 { layer + num_blocks as i64 } else { layer };
     usize::try_from(from_start).ok().filter(|&block| block < num_blocks)
-}
-
-/// `3` of `language_model.model.layers.3.mlp.up_proj.weight`, and of `language_model.transformer.h.3.mlp.w1.weight`.
-fn block_of(name: &str) -> Option<usize> {
-    let (_, rest) = name.split_once(".layers.").or_else(|| name.split_once(".h."))?;
-    rest.split('.').next()?.parse().ok()
 }
 
 /// Whether all of `name` matches `pattern`, in which `*` stands for any text, dots included, and `?` for one sign.

@@ -58,9 +58,9 @@ pub struct TrainReport {
 /// Trains as the recipe says until its last step or until `shutdown` is requested; either way a checkpoint is left.
 ///
 /// # Errors
-/// Before the first step: a recipe, model, processor and data that do not fit one another, a run folder that is taken or in use, a
-/// checkpoint of another run. Later: gradients that are not those asked for, a loss that is not finite, a broken stream, or
-/// something that watches; the steps made are then kept in a checkpoint too.
+/// Before the first step: a recipe, model, processor and data that do not fit one another, a run folder that is taken or
+/// in use, a checkpoint of another run. Later: gradients that are not those asked for, a loss that is not finite, a broken
+/// stream, or something that watches; the steps made are then kept in a checkpoint too.
 pub fn train(recipe: &Recipe, resume: &Resume, shutdown: &Shutdown) -> Result<TrainReport, TrainError> {
     vela_kernels::keep_freed_memory();
     Trainer::open(recipe, resume)?.run(shutdown)
@@ -156,6 +156,9 @@ impl Trainer {
         progress.finish();
         self.folder.write_plot(self.logs.metrics.lines())?;
         let folder = self.recipe.output().to_owned();
+        // Steps may have raised the peak.
+        let card = RunCard { peak: self.watch.peak, ..RunCard::load(&folder)? };
+        self.folder.write(RUN_CARD, &card.to_json())?;
         write_report(std::slice::from_ref(&folder), &folder.join("report.html"))?;
         Ok(self.report())
     }
