@@ -110,12 +110,12 @@ fn export(model: &Vlm, dir: &Path, adapted: Option<&Vlm>) -> Result<(), Box<dyn 
     let own = dir.with_extension("own");
     model.save(&own)?;
     fs::create_dir_all(dir)?;
-    Export { model: &own, dtype: None, max_shard_bytes: None }.write(dir)?;
+    Export { model: &own, dtype: None, max_shard_bytes: None }.write(dir, &|| false)?;
     if let Some(adapted) = adapted {
         adapted.save(&own)?;
         let adapter = dir.join("adapter");
         fs::create_dir_all(&adapter)?;
-        Export { model: &own, dtype: None, max_shard_bytes: None }.write_adapter(&adapter)?;
+        Export { model: &own, dtype: None, max_shard_bytes: None }.write_adapter(&adapter, &|| false)?;
     }
     fs::remove_dir_all(&own)?;
     write_check(adapted.unwrap_or(model), dir)

@@ -26,6 +26,12 @@ pub enum ModelError {
         #[source]
         source: io::Error,
     },
+    /// Told to stop before all tensors were written.
+    #[error("`{}`: told to stop before it was written", dir.display())]
+    Stopped {
+        /// The folder, which is not whole.
+        dir: PathBuf,
+    },
     /// A JSON file does not have the expected form.
     #[error("`{}`: not the expected JSON", path.display())]
     Json {

@@ -18,7 +18,8 @@ use crate::projector::PROJECTOR_PREFIX;
 use crate::qwen_names::{self, Qwen2Name, qwen2_name};
 use crate::vlm::specs;
 use crate::weights::{
-    Files, Fresh, Layout, Origin, Outgoing, Piece, WeightDtype, made, shared_dtype, write_folder, write_tensors,
+    Files, Fresh, Layout, Origin, Outgoing, Piece, WeightDtype, check_stop, made, shared_dtype, until, write_folder,
+    write_tensors,
 };
 use crate::{ModelError, VlmConfig};
 
@@ -42,10 +43,11 @@ type Views<'data> = BTreeMap<String, TensorView<'data>>;
 
 impl Export<'_> {
     /// Writes the whole model into `output`, an existing folder; adapters are merged into the weights they adapt. The
-    /// file is mapped and copied tensor by tensor. Gives the config that was written.
+    /// file is mapped and copied tensor by tensor; once `stopped` gives true, the writing is given up with
+    /// [`ModelError::Stopped`]. Gives the config that was written.
     ///
     /// Errors: a model for which `LlavaForConditionalGeneration` has no form, by key; those of [`crate::Vlm::load`].
-    pub fn write(&self, output: &Path) -> Result<VlmConfig, ModelError> {
+    pub fn write(&self, output: &Path, stopped: &dyn Fn() -> bool) -> Result<VlmConfig, ModelError> {
         let source = VlmConfig::load(self.model)?;
         let config = expressed(&source)?;
         let folders = [(Layout::Joined, self.model)];
@@ -58,7 +60,8 @@ impl Export<'_> {
         }
         tensors.extend(identity(&source, self.dtype)?);
         config.save_as(output, shared_dtype(&tensors))?;
-        write_folder(tensors, output, self.max_shard_bytes)?;
+        write_folder(until(tensors, stopped), output, self.max_shard_bytes)?;
+        check_stop(stopped, output)?;
         Ok(config)
     }
 
@@ -66,7 +69,7 @@ impl Export<'_> {
     /// transformers 4.52 or later.
     ///
     /// Errors: a model without adapters, else those of [`Export::write`].
-    pub fn write_adapter(&self, output: &Path) -> Result<(), ModelError> {
+    pub fn write_adapter(&self, output: &Path, stopped: &dyn Fn() -> bool) -> Result<(), ModelError> {
         let source = VlmConfig::load(self.model)?;
         expressed(&source)?;
         let Some(lora) = &source.language.lora else {
@@ -83,7 +86,8 @@ impl Export<'_> {
         }
         tensors.extend(identity(&source, self.dtype)?);
         let tensors = tensors.into_iter().map(|(name, tensor)| (peft_name(&name), tensor)).collect();
-        write_tensors(tensors, &output.join(ADAPTER_FILE))?;
+        write_tensors(until(tensors, stopped), &output.join(ADAPTER_FILE))?;
+        check_stop(stopped, output)?;
         let path = output.join(ADAPTER_CONFIG_FILE);
         let text = format!("{:#}\n", peft_config(lora, source.language.family));
         fs::write(&path, text).map_err(|source| ModelError::Write { path, source })

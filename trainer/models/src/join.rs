@@ -8,8 +8,8 @@ use crate::config::ProjectorPreset;
 use crate::projector::PROJECTOR_PREFIX;
 use crate::vlm::specs;
 use crate::weights::{
-    Files, Fresh, HEAD_NAME, Layout, Origin, Piece, WEIGHTS_FILE, WeightDtype, is_embedding, made, shared_dtype,
-    write_tensors,
+    Files, Fresh, HEAD_NAME, Layout, Origin, Piece, WEIGHTS_FILE, WeightDtype, check_stop, is_embedding, made,
+    shared_dtype, until, write_tensors,
 };
 use crate::{ModelError, VlmConfig};
 
@@ -50,10 +50,10 @@ pub struct Joined {
 
 impl Join<'_> {
     /// Writes `config.json` and `model.safetensors` into `output`, an existing folder. The files are mapped and copied
-    /// tensor by tensor.
+    /// tensor by tensor; once `stopped` gives true, the writing is given up with [`ModelError::Stopped`].
     ///
     /// Errors: those of [`VlmConfig::join`]; tensors that are missing, unexpected, doubled or misshapen, all listed.
-    pub fn write(&self, output: &Path) -> Result<Joined, ModelError> {
+    pub fn write(&self, output: &Path, stopped: &dyn Fn() -> bool) -> Result<Joined, ModelError> {
         let (source, config) = self.configs()?;
         let rows_added = config.language.vocab_size - source.language.vocab_size;
         let folders = [(Layout::Vision, self.vision), (Layout::Language, self.language)];
@@ -76,7 +76,8 @@ impl Join<'_> {
             tensors.push((name, tensor));
         }
         config.save_as(output, shared_dtype(&tensors))?;
-        write_tensors(tensors, &output.join(WEIGHTS_FILE))?;
+        write_tensors(until(tensors, stopped), &output.join(WEIGHTS_FILE))?;
+        check_stop(stopped, output)?;
         Ok(Joined { config, rows_added })
     }
 

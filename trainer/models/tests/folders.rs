@@ -51,7 +51,7 @@ fn joined_folders_hold_every_published_tensor_bit_for_bit() {
     ] {
         let (dir, parts) =
             (TempDir::new().unwrap(), [golden(&format!("vision_{vision}")), golden(&format!("language_{language}"))]);
-        let joined = join(&parts[0], &parts[1]).write(dir.path()).unwrap();
+        let joined = join(&parts[0], &parts[1]).write(dir.path(), &|| false).unwrap();
         assert_eq!((joined.rows_added, joined.config.language.vocab_size), (0, 80));
         let model = load(dir.path());
         let written = candle_core::safetensors::load(dir.path().join(FILE), &DEVICE).unwrap();
@@ -90,7 +90,7 @@ fn half_precision_shards_are_joined_as_they_are_or_as_asked() {
     let index = serde_json::json!({ "metadata": {}, "weight_map": map });
     fs::write(language.path().join("model.safetensors.index.json"), index.to_string()).unwrap();
     fs::copy(golden("language_llama/config.json"), language.path().join("config.json")).unwrap();
-    join(&vision, language.path()).write(dir.path()).unwrap();
+    join(&vision, language.path()).write(dir.path(), &|| false).unwrap();
     let written = candle_core::safetensors::load(dir.path().join(FILE), &DEVICE).unwrap();
     for (name, tensor) in &written {
         let expected = if name.starts_with("language_model.") { DType::BF16 } else { DType::F32 };
@@ -102,7 +102,7 @@ fn half_precision_shards_are_joined_as_they_are_or_as_asked() {
         assert_eq!(widened(&written[&format!("language_model.{name}")]), widened(tensor), "{name}");
     }
     let all = Join { dtype: Some(WeightDtype::Bf16), ..join(&vision, language.path()) };
-    all.write(dir.path()).unwrap();
+    all.write(dir.path(), &|| false).unwrap();
     let text = fs::read(dir.path().join(FILE)).unwrap();
     let file = SafeTensors::deserialize(&text).unwrap();
     assert!(file.iter().all(|(_, view)| view.dtype() == safetensors::Dtype::BF16));
@@ -113,7 +113,8 @@ fn half_precision_shards_are_joined_as_they_are_or_as_asked() {
 #[test]
 fn tables_grow_by_their_mean_where_the_tokenizer_has_more_ids() {
     let (vision, language, dir) = (golden("vision_clip"), golden("language_vicuna"), TempDir::new().unwrap());
-    let joined = Join { image_token_id: 80, num_ids: 81, ..join(&vision, &language) }.write(dir.path()).unwrap();
+    let joined =
+        Join { image_token_id: 80, num_ids: 81, ..join(&vision, &language) }.write(dir.path(), &|| false).unwrap();
     assert_eq!((joined.rows_added, joined.config.language.vocab_size), (48, 128));
     let model = load(dir.path());
     let given = candle_core::safetensors::load(language.join(FILE), &DEVICE).unwrap();
@@ -139,7 +140,7 @@ fn parts_that_do_not_fit_are_listed_and_nothing_is_written() {
     tensors.insert("model.surprise".to_owned(), Tensor::zeros(3, DType::F32, &DEVICE).unwrap());
     candle_core::safetensors::save(&tensors, language.path().join(FILE)).unwrap();
     let vision = golden("vision_clip");
-    let error = join(&vision, language.path()).write(dir.path()).unwrap_err();
+    let error = join(&vision, language.path()).write(dir.path(), &|| false).unwrap_err();
     let ModelError::Weights { problems } = &error else { panic!("{error}") };
     let told: Vec<&str> = problems.iter().map(|problem| problem.name.as_str()).collect();
     assert_eq!(told, ["language_model.model.norm.weight", "model.surprise"]);
@@ -150,7 +151,8 @@ fn parts_that_do_not_fit_are_listed_and_nothing_is_written() {
 fn exported(model: &Vlm) -> (TempDir, Vlm) {
     let (own, out) = (TempDir::new().unwrap(), TempDir::new().unwrap());
     model.save(own.path()).unwrap();
-    let written = Export { model: own.path(), dtype: None, max_shard_bytes: None }.write(out.path()).unwrap();
+    let written =
+        Export { model: own.path(), dtype: None, max_shard_bytes: None }.write(out.path(), &|| false).unwrap();
     assert!(written.opens_in_transformers());
     let opened = load(out.path());
     assert_eq!(VlmConfig::load(out.path()).unwrap().language, written.language);
@@ -225,7 +227,9 @@ fn an_export_in_bf16_is_the_rounded_model_and_repeats_bit_for_bit() {
     let model = small(LanguageFamily::Qwen3, ProjectorKind::Mlp2xGelu, None);
     model.save(own.path()).unwrap();
     for dir in [&out, &again] {
-        Export { model: own.path(), dtype: Some(WeightDtype::Bf16), max_shard_bytes: None }.write(dir.path()).unwrap();
+        Export { model: own.path(), dtype: Some(WeightDtype::Bf16), max_shard_bytes: None }
+            .write(dir.path(), &|| false)
+            .unwrap();
     }
     let bytes = fs::read(out.path().join(FILE)).unwrap();
     assert_eq!(bytes, fs::read(again.path().join(FILE)).unwrap());
@@ -259,7 +263,7 @@ fn merged_adapters_give_what_they_gave_apart() {
 fn adapter_file(model: &Vlm) -> (serde_json::Value, HashMap<String, Tensor>) {
     let (own, out) = (TempDir::new().unwrap(), TempDir::new().unwrap());
     model.save(own.path()).unwrap();
-    Export { model: own.path(), dtype: None, max_shard_bytes: None }.write_adapter(out.path()).unwrap();
+    Export { model: own.path(), dtype: None, max_shard_bytes: None }.write_adapter(out.path(), &|| false).unwrap();
     let config = serde_json::from_slice(&fs::read(out.path().join("adapter_config.json")).unwrap()).unwrap();
     (config, candle_core::safetensors::load(out.path().join("adapter_model.safetensors"), &DEVICE).unwrap())
 }
@@ -307,8 +311,10 @@ fn what_the_published_class_cannot_say_is_refused_by_key() {
     let refused = |model: &Vlm| {
         let (own, out) = (TempDir::new().unwrap(), TempDir::new().unwrap());
         model.save(own.path()).unwrap();
-        let told =
-            Export { model: own.path(), dtype: None, max_shard_bytes: None }.write(out.path()).unwrap_err().to_string();
+        let told = Export { model: own.path(), dtype: None, max_shard_bytes: None }
+            .write(out.path(), &|| false)
+            .unwrap_err()
+            .to_string();
         assert_eq!(fs::read_dir(out.path()).unwrap().count(), 0);
         told
     };
@@ -322,7 +328,7 @@ fn what_the_published_class_cannot_say_is_refused_by_key() {
     let (own, out) = (TempDir::new().unwrap(), TempDir::new().unwrap());
     small(LanguageFamily::Llama, ProjectorKind::Mlp2xGelu, None).save(own.path()).unwrap();
     let told = Export { model: own.path(), dtype: None, max_shard_bytes: None }
-        .write_adapter(out.path())
+        .write_adapter(out.path(), &|| false)
         .unwrap_err()
         .to_string();
     assert!(told.contains("`lora`"), "{told}");

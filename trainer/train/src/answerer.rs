@@ -110,11 +110,8 @@ impl Answerer<'_> {
     }
 
     fn normalise(&self, images: &[ImageTensor]) -> Result<Option<Tensor>, TrainError> {
-        let Some(first) = images.first() else { return Ok(None) };
-        let shape =
-            [images.len(), first.shape.channels as usize, first.shape.height as usize, first.shape.width as usize];
-        let bytes: Vec<u8> = images.iter().flat_map(|image| image.data.iter().copied()).collect();
-        self.pixels.apply(&bytes, &shape, self.model.device()).map(Some)
+        let pixels = || self.pixels.apply_to(images, self.model.device());
+        (!images.is_empty()).then(pixels).transpose()
     }
 
     fn answer(&self, ids: &[u32], tokens_per_second: f64) -> Result<Answer, TrainError> {

@@ -16,7 +16,7 @@ use crate::error::TrainError;
 use crate::optimizer::{Optimizer, Slot};
 
 /// The version this build writes and accepts.
-const STATE_VERSION: u32 = 3;
+const STATE_VERSION: u32 = 4;
 const STATE_FILE: &str = "trainer_state.json";
 const OPTIMIZER_FILE: &str = "optimizer.safetensors";
 const PREFIX: &str = "step-";
@@ -44,6 +44,33 @@ const FREE_KEYS: [&str; 15] = [
 ];
 const FREE_TABLES: [&str; 5] = ["logging.", "checkpoint.", "guard.", "samples.", "ranks."];
 
+/// What the best checkpoint has least of, in nats per label token.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "lowercase", deny_unknown_fields)]
+pub(crate) enum Score {
+    /// Mean loss of the steps since the checkpoint before.
+    Training { value: f64 },
+    /// Loss over validation data of that fingerprint.
+    Validation { value: f64, data: Fingerprint },
+}
+
+impl Score {
+    pub(crate) fn value(self) -> f64 {
+        match self {
+            Self::Training { value } | Self::Validation { value, .. } => value,
+        }
+    }
+
+    /// Whether both are losses over the same.
+    fn is_like(self, other: Self) -> bool {
+        match (self, other) {
+            (Self::Training { .. }, Self::Training { .. }) => true,
+            (Self::Validation { data, .. }, Self::Validation { data: other, .. }) => data == other,
+            _ => false,
+        }
+    }
+}
+
 /// All the state there is besides weights and moments. No random stream is held: every draw is a pure function of the
 /// seed and the place, so the recipe's seed and the cursor stand for it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -57,8 +84,8 @@ pub(crate) struct TrainerState {
     pub(crate) cursor: Cursor,
     /// Fingerprint of the processor.
     pub(crate) processor: Fingerprint,
-    /// What the best checkpoint has least of: validation loss, or else mean loss since the checkpoint before.
-    pub(crate) score: Option<f64>,
+    /// None where it was not measured: such a checkpoint is kept for its age alone.
+    pub(crate) score: Option<Score>,
     /// Seconds trained.
     pub(crate) seconds: f64,
     /// Steps whose update was left out.
@@ -234,20 +261,18 @@ impl Checkpoints {
         Ok(path)
     }
 
-    /// Keeps the newest `keep` and the one with the least score (the newest of equals).
+    /// Keeps the newest `keep` and the one with the least score (the newest of equals) among those with a score of the newest's
+    /// kind: a run that is resumed with other validation data, or the first, begins to compare anew.
     fn prune(&self) -> Result<(), TrainError> {
         let found = self.list()?;
-        let mut best: Option<(f64, u64)> = None;
-        for (step, path) in &found {
-            // A damaged old checkpoint is never the best, and must not stop a run that has just written a sound one.
-            let score = TrainerState::load(path).ok().and_then(|state| state.score).unwrap_or(f64::INFINITY);
-            if best.is_none_or(|(least, _)| score <= least) {
-                best = Some((score, *step));
-            }
-        }
+        // A damaged old checkpoint is never the best, and must not stop a run that has just written a sound one.
+        let score = |(step, path): &(u64, PathBuf)| Some((TrainerState::load(path).ok()?.score?, *step));
+        let scored: Vec<(Score, u64)> = found.iter().rev().filter_map(score).collect();
+        let comparable = scored.iter().filter(|(score, _)| score.is_like(scored[0].0));
+        let best = comparable.min_by(|(a, _), (b, _)| a.value().total_cmp(&b.value())).map(|(_, step)| *step);
         let num_old = found.len().saturating_sub(self.keep);
         for (step, path) in &found[..num_old] {
-            if best.is_none_or(|(_, best_step)| best_step != *step) {
+            if best != Some(*step) {
                 self.discard(path)?;
             }
         }
@@ -365,11 +390,12 @@ fn checksums(folder: &Path) -> Result<BTreeMap<String, Fingerprint>, TrainError>
 }
 
 /// Makes a file or folder survive a power cut.
-fn flush(path: &Path) -> Result<(), TrainError> {
+pub(crate) fn flush(path: &Path) -> Result<(), TrainError> {
     File::open(path).and_then(|file| file.sync_all()).map_err(TrainError::io("flush", path))
 }
 
-fn flush_folder(folder: &Path) -> Result<(), TrainError> {
+/// A folder and every file in it.
+pub(crate) fn flush_folder(folder: &Path) -> Result<(), TrainError> {
     for entry in fs::read_dir(folder).map_err(TrainError::io("list", folder))? {
         let path = entry.map_err(TrainError::io("list", folder))?.path();
         flush(&path)?;
@@ -425,16 +451,38 @@ mod tests {
         }
     }
 
+    fn write_state(checkpoints: &Checkpoints, step: u64, score: Option<Score>) {
+        let path = checkpoints.root.join(format!("{PREFIX}{step}"));
+        fs::create_dir_all(&path).expect("created");
+        let json = serde_json::to_string(&TrainerState { step, score, ..state(json!({})) }).expect("json");
+        fs::write(path.join(STATE_FILE), json).expect("written");
+    }
+
+    #[test]
+    fn a_checkpoint_without_a_score_is_never_the_best_and_kinds_are_not_mixed() {
+        let held_out = |value, data| Some(Score::Validation { value, data: Fingerprint([data; 32]) });
+        for (scores, kept) in [
+            (vec![Some(Score::Training { value: 3.0 }), None, None], vec![1, 3]),
+            (vec![None, None, None], vec![3]),
+            // Validation data came on resume: their losses are compared among themselves, though training's was less.
+            (vec![Some(Score::Training { value: 0.1 }), held_out(2.0, 1), held_out(3.0, 1)], vec![2, 3]),
+            (vec![held_out(0.1, 1), held_out(2.0, 2), None, held_out(3.0, 2)], vec![2, 4]),
+        ] {
+            let folder = tempfile::tempdir().expect("a folder");
+            let checkpoints = Checkpoints::new(folder.path(), 1);
+            (1..).zip(&scores).for_each(|(step, score)| write_state(&checkpoints, step, *score));
+            checkpoints.prune().expect("pruned");
+            let steps: Vec<u64> = checkpoints.list().expect("listed").into_iter().map(|(step, _)| step).collect();
+            assert_eq!(steps, kept, "{scores:?}");
+        }
+    }
+
     #[test]
     fn pruning_keeps_the_newest_and_the_best() {
         let folder = tempfile::tempdir().expect("a folder");
         let checkpoints = Checkpoints::new(folder.path(), 2);
-        for (step, score) in [(1, 3.0), (2, 1.0), (3, 2.0), (4, 2.0), (10, 2.5)] {
-            let path = checkpoints.root.join(format!("{PREFIX}{step}"));
-            fs::create_dir_all(&path).expect("created");
-            let json =
-                serde_json::to_string(&TrainerState { step, score: Some(score), ..state(json!({})) }).expect("json");
-            fs::write(path.join(STATE_FILE), json).expect("written");
+        for (step, value) in [(1, 3.0), (2, 1.0), (3, 2.0), (4, 2.0), (10, 2.5)] {
+            write_state(&checkpoints, step, Some(Score::Training { value }));
         }
         let damaged = checkpoints.root.join(format!("{PREFIX}0"));
         fs::create_dir_all(&damaged).expect("created");

@@ -6,7 +6,7 @@
 
 use candle_core::{Device, Tensor};
 use vela_models::ModelBatch;
-use vela_types::{Batch, HostTensor, ImageNormalization, ProcessorSummary};
+use vela_types::{Batch, HostTensor, ImageNormalization, ImageShape, ImageTensor, ProcessorSummary};
 
 use crate::error::TrainError;
 use crate::features::{FeatureMode, FeatureType};
@@ -27,6 +27,18 @@ impl PixelTable {
             })
         };
         Self { channels: normalization.mean.iter().zip(&normalization.std).map(table).collect() }
+    }
+
+    /// Images of one extent, at least one, as the f32 tensor the tower takes.
+    pub(crate) fn apply_to<'a>(
+        &self,
+        images: impl IntoIterator<Item = &'a ImageTensor>,
+        device: &Device,
+    ) -> Result<Tensor, TrainError> {
+        let images: Vec<&ImageTensor> = images.into_iter().collect();
+        let ImageShape { channels, height, width } = images[0].shape;
+        let bytes: Vec<u8> = images.iter().flat_map(|image| image.data.iter().copied()).collect();
+        self.apply(&bytes, &[images.len(), channels as usize, height as usize, width as usize], device)
     }
 
     /// u8 `[N, C, H, W]` bytes as the f32 tensor the tower takes.

@@ -6,20 +6,27 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
-use candle_core::{Device, Tensor};
+use candle_core::Device;
 use serde::Serialize;
 use serde_json::json;
 use vela_dataset::Dataset;
 use vela_models::Vlm;
 use vela_runtime::{Progress, Shutdown};
-use vela_shard::{BuildFolder, Manifest, SCHEMA_VERSION, ShardError, ShardSettings, ShardWriter, open_store};
+use vela_shard::{
+    BuildFolder, Manifest, SCHEMA_VERSION, ShardError, ShardSettings, ShardWriter, local_path, open_store,
+};
 use vela_types::{Fingerprint, ImageTensor, ProcessorSummary, Record};
 
 use crate::data::{check_model, check_processor};
 use crate::device_batch::PixelTable;
 use crate::error::TrainError;
 use crate::features::{FeatureMode, FeatureType, tower_fingerprint};
+use crate::lock::FolderLock;
 use crate::open::{open_frozen, open_processor};
+
+/// Records that wait for their features at most: those without images would wait for ever.
+const MAX_WAITING: usize = 256;
+const STOPPED: TrainError = TrainError::Stopped { what: "the set is not complete; the same command goes on with it" };
 
 /// What to encode, with what, to where.
 #[derive(Clone, Debug)]
@@ -56,20 +63,18 @@ pub struct EncodeReport {
 }
 
 /// Writes the features of a shard set's images as a shard set. Shard i of it holds the records of shard i, in their order;
-/// stopped and started again, it keeps the shards that are whole.
+/// stopped, which it looks at between records, and started again, it keeps the shards that are whole.
 ///
 /// # Errors
-/// If model, processor and data do not belong together, a record is damaged, or the output holds another set.
+/// If another process is at the output, model, processor and data do not belong together, a record is damaged, or the
+/// output holds another set.
 pub fn encode(options: &EncodeOptions, shutdown: &Shutdown) -> Result<EncodeReport, TrainError> {
     vela_kernels::keep_freed_memory();
     let started = Instant::now();
-    let encoder = Encoder::open(options)?;
+    let encoder = Encoder::open(options, shutdown)?;
     let progress = Progress::new("record", Some(encoder.manifest.totals.rows));
     let mut first = 0;
     for (index, shard) in encoder.manifest.shards.iter().enumerate() {
-        if shutdown.requested() {
-            return Err(TrainError::Stopped { what: "the set is not complete; the same command goes on with it" });
-        }
         encoder.encode_shard(index as u32, first..first + shard.rows, &progress)?;
         first += shard.rows;
     }
@@ -86,10 +91,13 @@ struct Encoder<'a> {
     mode: FeatureMode,
     summary: ProcessorSummary,
     folder: BuildFolder,
+    shutdown: &'a Shutdown,
+    /// Of a local output; in a bucket the commit decides.
+    _lock: Option<FolderLock>,
 }
 
 impl<'a> Encoder<'a> {
-    fn open(options: &'a EncodeOptions) -> Result<Self, TrainError> {
+    fn open(options: &'a EncodeOptions, shutdown: &'a Shutdown) -> Result<Self, TrainError> {
         let processor = open_processor(&options.model)?;
         let model = open_frozen(&options.model)?;
         check_model(model.config(), processor.summary())?;
@@ -104,13 +112,15 @@ impl<'a> Encoder<'a> {
         let tower = tower_fingerprint(&model)?;
         let mode = FeatureMode { dtype: options.dtype, tower, pixels: manifest.processor.image_mode.clone() };
         let summary = mode.summary(&manifest.processor, model.config());
+        let place = local_path(&options.output).map_err(|source| at_output(options, source))?;
+        let lock = place.map(FolderLock::within).transpose()?;
         let output = open_store(&options.output).map_err(|source| at_output(options, source))?;
         let plan = plan_of(&manifest, &summary);
         let folder = BuildFolder::open(Arc::clone(&output), plan, ShardSettings::new(summary.clone()));
         let folder = folder.map_err(|source| at_output(options, source))?;
         folder.sweep().map_err(|source| at_output(options, source))?;
         let pixels = PixelTable::new(&processor.summary().normalization);
-        Ok(Self { options, dataset, manifest, model, pixels, mode, summary, folder })
+        Ok(Self { options, dataset, manifest, model, pixels, mode, summary, folder, shutdown, _lock: lock })
     }
 
     fn encode_shard(&self, index: u32, records: std::ops::Range<u64>, progress: &Progress) -> Result<(), TrainError> {
@@ -121,14 +131,19 @@ impl<'a> Encoder<'a> {
             return Ok(());
         }
         let mut writer = self.folder.create_shard(index).map_err(fault)?;
-        let mut waiting = Vec::new();
+        let (mut waiting, mut num_images) = (Vec::new(), 0);
         for index in records {
+            if self.shutdown.requested() {
+                return Err(STOPPED);
+            }
             let record = self.dataset.record(index).map_err(|source| TrainError::Shards {
                 place: self.options.shards.clone(),
                 source: Box::new(source),
             })?;
+            num_images += record.images.len();
             waiting.push(record);
-            if waiting.iter().map(|record: &Record| record.images.len()).sum::<usize>() >= self.options.batch {
+            if num_images >= self.options.batch || waiting.len() >= MAX_WAITING {
+                num_images = 0;
                 self.push_encoded(&mut writer, std::mem::take(&mut waiting), progress)?;
             }
         }
@@ -169,10 +184,7 @@ impl<'a> Encoder<'a> {
     }
 
     fn run_tower(&self, images: &[&ImageTensor]) -> Result<Vec<ImageTensor>, TrainError> {
-        let shape = images[0].shape;
-        let extents = [images.len(), shape.channels as usize, shape.height as usize, shape.width as usize];
-        let bytes: Vec<u8> = images.iter().flat_map(|image| image.data.iter().copied()).collect();
-        let pixels: Tensor = self.pixels.apply(&bytes, &extents, &Device::Cpu)?;
+        let pixels = self.pixels.apply_to(images.iter().copied(), &Device::Cpu)?;
         let values: Vec<f32> = self.model.tower().forward(&pixels)?.flatten_all()?.to_vec1()?;
         let stored = |values: &[f32]| {
             let data = Bytes::from(self.mode.dtype.to_bytes(values));

@@ -107,6 +107,9 @@ pub enum TrainError {
     /// A gradient or update could not be computed.
     #[error("the optimizer's arithmetic failed")]
     Kernel(#[from] vela_kernels::KernelError),
+    /// An update failed after it had begun: weights and moments are of no step.
+    #[error("the update failed half-way; go on from the newest checkpoint with `--resume auto`")]
+    Update(#[source] vela_kernels::KernelError),
     /// A tensor operation failed.
     #[error("tensor operation failed")]
     Tensor(#[from] candle_core::Error),
@@ -143,6 +146,14 @@ pub enum TrainError {
         /// Why it is not left out.
         limit: String,
     },
+    /// The validation data cannot be opened, or do not belong to the run.
+    #[error("validation data `{place}` cannot be used (`data.validation`)")]
+    Validation {
+        /// The shard set.
+        place: String,
+        /// Why.
+        source: Box<TrainError>,
+    },
     /// A stream gave another batch than the one that comes next, or a misshapen one.
     #[error("batch at epoch {}, step {}, micro-batch {}: expected {expected}, found {found}",
             position.epoch, position.step, position.micro)]
@@ -169,6 +180,12 @@ pub enum TrainError {
     /// A folder to be made is there already.
     #[error("folder `{}` is not empty; name another `--output`", path.display())]
     OutputTaken {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// Another process is at work in a folder.
+    #[error("`{}` is in use by another process; wait until it has ended, or name another folder", path.display())]
+    InUse {
         /// The folder.
         path: PathBuf,
     },
@@ -291,6 +308,9 @@ impl TrainError {
 
     /// Whether the person has to change the recipe or the flags (exit code 2).
     pub fn is_usage(&self) -> bool {
+        if let Self::Validation { source, .. } = self {
+            return source.is_usage();
+        }
         matches!(
             self,
             Self::OtherRank { usage: true, .. }
@@ -308,6 +328,7 @@ impl TrainError {
                 | Self::Mismatch { .. }
                 | Self::Checkpoint { .. }
                 | Self::OutputTaken { .. }
+                | Self::InUse { .. }
                 | Self::RunFile { .. }
                 | Self::Encode { .. }
                 | Self::RunFolderTaken { .. }

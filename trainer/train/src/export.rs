@@ -3,10 +3,12 @@
 use std::path::PathBuf;
 
 use serde::Serialize;
-use vela_models::{Export, ModelError, VlmConfig, WeightDtype};
+use vela_models::{Export, VlmConfig, WeightDtype};
 use vela_processor::{Processor, ProcessorOptions};
+use vela_runtime::Shutdown;
 
 use crate::error::TrainError;
+use crate::init::unusable;
 use crate::model_folder::{ModelFolder, write_for_transformers};
 
 /// What is exported.
@@ -45,23 +47,24 @@ pub struct ExportReport {
     pub bytes: u64,
 }
 
-/// Makes the folder; it appears whole or not at all.
+/// Makes the folder; it appears whole or not at all. A stop is looked at between tensors.
 ///
 /// # Errors
 /// An output folder that is not empty; a model or processor that cannot be read; a model for which the published class
 /// has no form, by key.
-pub fn export(plan: &ExportPlan) -> Result<ExportReport, TrainError> {
-    let unusable = |source: ModelError| TrainError::ModelFolder { path: plan.model.clone(), source: Box::new(source) };
+pub fn export(plan: &ExportPlan, shutdown: &Shutdown) -> Result<ExportReport, TrainError> {
+    let unusable = |source| unusable(&plan.model, source);
+    let stopped = || shutdown.requested();
     let config = VlmConfig::load(&plan.model).map_err(unusable)?;
     let export = Export { model: &plan.model, dtype: plan.dtype, max_shard_bytes: plan.max_shard_bytes };
     let folder = ModelFolder::begin(&plan.output)?;
     let form = if config.language.lora.is_some() && !plan.merge { ExportForm::Adapter } else { ExportForm::Model };
     match form {
-        ExportForm::Adapter => export.write_adapter(folder.path()).map_err(unusable)?,
+        ExportForm::Adapter => export.write_adapter(folder.path(), &stopped).map_err(unusable)?,
         ExportForm::Model => {
             let processor = Processor::load(&plan.model, &ProcessorOptions::default())
                 .map_err(|source| TrainError::Processor { path: plan.model.clone(), source: Box::new(source) })?;
-            let written = export.write(folder.path()).map_err(unusable)?;
+            let written = export.write(folder.path(), &stopped).map_err(unusable)?;
             write_for_transformers(&processor, &written, folder.path())?;
         }
     }

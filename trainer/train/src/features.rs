@@ -10,7 +10,7 @@ use std::str::FromStr;
 
 use half::bf16;
 use serde::Serialize;
-use vela_models::{Vlm, VlmConfig};
+use vela_models::{FeatureConfig, VisionConfig, Vlm, VlmConfig};
 use vela_types::{Fingerprint, ImageShape, ProcessorSummary};
 
 use crate::error::TrainError;
@@ -106,18 +106,39 @@ impl FeatureMode {
     }
 }
 
-/// blake3 over all that decides a tower's features besides the pixels: the states that are taken, and name, extents and
-/// little-endian values of each of its parameters, in name order.
+/// blake3 over all that decides a tower's features besides the pixels: a line about the tower's config, one about the states
+/// that are taken and how, and name, extents and little-endian values of each of its parameters, in name order.
 pub(crate) fn tower_fingerprint(model: &Vlm) -> Result<Fingerprint, TrainError> {
     let mut hasher = blake3::Hasher::new();
-    let features = &model.config().features;
-    hasher.update(format!("{:?} {}\n", features.states, features.keep_class_token).as_bytes());
+    hasher.update(describe(model.config()).as_bytes());
     for (name, tensor, _) in model.params().iter().filter(|(name, ..)| name.starts_with("vision_tower.")) {
         hasher.update(format!("{name} {:?}\n", tensor.dims()).as_bytes());
         let values: Vec<f32> = tensor.flatten_all()?.to_vec1()?;
         hasher.update(&FeatureType::F32.to_bytes(&values));
     }
     Ok(Fingerprint(*hasher.finalize().as_bytes()))
+}
+
+/// What is not told by the parameters. Taken apart field by field, so that a new one is not forgotten here.
+fn describe(config: &VlmConfig) -> String {
+    let VisionConfig {
+        family,
+        hidden_size,
+        intermediate_size,
+        num_layers,
+        num_heads,
+        image_size,
+        patch_size,
+        num_channels,
+        activation,
+        layer_norm_eps,
+        pooling_head,
+    } = &config.vision;
+    let FeatureConfig { states, single: _, keep_class_token, post_norm } = &config.features;
+    format!(
+        "vela tower 2\n{family:?} {hidden_size} {intermediate_size} {num_layers} {num_heads} {image_size} {patch_size} \
+         {num_channels} {activation:?} {layer_norm_eps:e} {pooling_head}\n{states:?} {keep_class_token} {post_norm}\n"
+    )
 }
 
 #[cfg(test)]

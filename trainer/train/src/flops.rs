@@ -10,7 +10,7 @@ use vela_kernels::linear;
 use vela_models::{Vlm, VlmConfig};
 
 use crate::error::TrainError;
-use crate::groups::Component;
+use crate::groups::block_of;
 
 /// Products of the test for a machine's peak: large enough to be bound by arithmetic, small enough to be over soon.
 const PEAK_EXTENT: usize = 768;
@@ -53,33 +53,29 @@ impl FlopCount {
     /// The count of `model`, given which of its parameters train and whether its tower has done its work before.
     pub(crate) fn new(model: &Vlm, from_features: bool) -> Self {
         let (config, mut count) = (model.config(), Self::default());
-        let trains = |component| model.params().trainable().any(|(name, _)| Component::of(name) == Some(component));
-        let trains_tower = trains(Component::VisionTower);
+        let first_learner = model.params().trainable().map(|(name, _)| Place::of(name)).min();
+        // Whether the inputs of what stands there need a gradient.
+        let passes_on = |place: Place| first_learner.is_some_and(|first| first < place);
         for (name, tensor, trainable) in model.params().iter() {
             // The last two axes of a patch embedding are columns of its matrix.
             let values = if tensor.rank() < 2 { 0.0 } else { tensor.elem_count() as f64 };
+            let rows = rows_of(name, config);
+            // A tied table is multiplied with as the head.
+            let place = if matches!(rows, Rows::LabelTokens) { Place::HEAD } else { Place::of(name) };
             // Forward; the gradient of the inputs, where something before learns; the gradient of the weights.
-            let passes_on = match name.starts_with("vision_tower.") {
-                // Nothing learns before the patches.
-                true => trains_tower && !name.contains(".patch_embedding."),
-                false => true,
-            };
-            let products = 1.0 + f64::from(u8::from(passes_on)) + f64::from(u8::from(trainable));
+            let products = 1.0 + f64::from(u8::from(passes_on(place))) + f64::from(u8::from(trainable));
             if !(from_features && name.starts_with("vision_tower.")) {
-                count.add(rows_of(name, config), 2.0 * values * products);
+                count.add(rows, 2.0 * values * products);
             }
         }
-        count.add_attention(
-            config,
-            if from_features {
-                0.0
-            } else if trains_tower {
-                3.0
-            } else {
-                1.0
-            },
-        );
+        count.add_attention(config, from_features, &passes_on);
         count
+    }
+
+    /// So many operations per token: for tests of what counts with them.
+    #[cfg(test)]
+    pub(crate) fn for_test(per_token: f64) -> Self {
+        Self { per_token, ..Self::default() }
     }
 
     fn add(&mut self, rows: Rows, operations: f64) {
@@ -91,14 +87,18 @@ impl FlopCount {
         }
     }
 
-    /// Scores and weighted sums, two products forward and four backward; so many times that of the tower.
-    fn add_attention(&mut self, config: &VlmConfig, tower_passes: f64) {
-        let language = &config.language;
-        let width = (language.num_heads * language.head_dim * language.num_layers) as f64;
-        self.per_pair += 3.0 * 4.0 * width;
-        let (vision, positions) = (&config.vision, config.vision.num_positions() as f64);
-        let blocks = config.features.states.iter().copied().max().unwrap_or(0);
-        self.per_image += tower_passes * 4.0 * (blocks * vision.hidden_size) as f64 * positions * positions;
+    /// Scores and weighted sums: two products forward and, where something before learns, four backward.
+    fn add_attention(&mut self, config: &VlmConfig, from_features: bool, passes_on: &dyn Fn(Place) -> bool) {
+        let passes = |part, blocks| -> f64 {
+            let of_block = |block| if passes_on(Place::attention(part, block)) { 3.0 } else { 1.0 };
+            (0..blocks).map(of_block).sum()
+        };
+        let (language, vision) = (&config.language, &config.vision);
+        let width = (language.num_heads * language.head_dim) as f64;
+        self.per_pair += 4.0 * width * passes(Part::LanguageModel, language.num_layers);
+        let positions = vision.num_positions() as f64;
+        let blocks = if from_features { 0 } else { computed_blocks(config) };
+        self.per_image += 4.0 * vision.hidden_size as f64 * positions * positions * passes(Part::Tower, blocks);
     }
 
     /// Operations of a step.
@@ -110,9 +110,70 @@ impl FlopCount {
     }
 }
 
+/// Blocks of the tower whose results are taken, or needed for one that is.
+fn computed_blocks(config: &VlmConfig) -> usize {
+    config.features.states.iter().copied().max().unwrap_or(0)
+}
+
+/// In the order of computation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Part {
+    Tower,
+    Projector,
+    LanguageModel,
+}
+
+/// Where a parameter stands in the order of computation: part, block (counted from 1, after what comes before the blocks), and
+/// place in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Place(Part, usize, usize);
+
+/// Modules in the order of computation, of a block or of a projector; those of an entry stand side by side.
+const MODULES: [&[&str]; 8] = [
+    &[".input_layernorm.", ".ln_1.", ".layer_norm1.", "projector.norm."],
+    &[".q_proj.", ".k_proj.", ".v_proj.", ".c_attn.", ".linear_1."],
+    &[".q_norm.", ".k_norm.", ".linear_2."],
+    // Scores and weighted sums: no parameter.
+    &[],
+    &[".o_proj.", ".attn.c_proj.", ".out_proj."],
+    &[".post_attention_layernorm.", ".ln_2.", ".layer_norm2."],
+    &[".gate_proj.", ".up_proj.", ".mlp.w1.", ".mlp.w2.", ".fc1."],
+    &[".down_proj.", ".mlp.c_proj.", ".fc2."],
+];
+const ATTENTION: usize = 3;
+
+impl Place {
+    const HEAD: Self = Self(Part::LanguageModel, usize::MAX, 1);
+
+    fn of(name: &str) -> Self {
+        let part = match name.split('.').next() {
+            Some("vision_tower") => Part::Tower,
+            Some("multi_modal_projector") => Part::Projector,
+            _ => Part::LanguageModel,
+        };
+        let has = |modules: &&[&str]| modules.iter().any(|module| name.contains(module));
+        let module = MODULES.iter().position(has).unwrap_or(0);
+        // An adapter's second matrix comes after its first.
+        let within = 2 * module + usize::from(name.contains(".lora_B."));
+        match block_of(name) {
+            Some(block) => Self(part, block + 1, within),
+            None if part == Part::Projector => Self(part, 0, within),
+            None if name.contains("lm_head.") => Self::HEAD,
+            None if name.contains("embed") || name.contains(".wte.") || name.contains(".pre_layrnorm.") => {
+                Self(part, 0, 0)
+            }
+            None => Self(part, usize::MAX, 0),
+        }
+    }
+
+    fn attention(part: Part, block: usize) -> Self {
+        Self(part, block + 1, 2 * ATTENTION)
+    }
+}
+
 fn rows_of(name: &str, config: &VlmConfig) -> Rows {
     let vision = &config.vision;
-    let blocks = config.features.states.iter().copied().max().unwrap_or(0);
+    let blocks = computed_blocks(config);
     match name.split('.').next() {
         Some("language_model") if name.contains(".embed_tokens.") || name.contains(".wte.") => {
             match config.language.tie_embeddings {
@@ -130,11 +191,6 @@ fn rows_of(name: &str, config: &VlmConfig) -> Rows {
         },
         _ => Rows::None,
     }
-}
-
-/// `3` of `vision_tower.vision_model.encoder.layers.3.mlp.fc1.weight`.
-fn block_of(name: &str) -> Option<usize> {
-    name.split_once(".layers.")?.1.split('.').next()?.parse().ok()
 }
 
 /// Pairs of tokens that attend to one another in rows of `columns` whose documents are numbered from 1.
@@ -183,12 +239,13 @@ mod tests {
         let expected = FlopCount {
             per_token: f64::from(2 * 2 * 2 * block),
             per_label_token: f64::from(2 * 2 * 64_000),
-            per_image: f64::from(patches + tower + scores) + f64::from(3 * 2 * projector),
+            // Nothing learns before the projector's first layer, whose inputs need no gradient.
+            per_image: f64::from(patches + tower + scores) + f64::from((2 + 3) * projector),
             per_pair: f64::from(3 * 4 * 2 * 64),
         };
         assert_eq!(frozen, expected);
         let encoded = FlopCount::new(&model(&|name| name.starts_with("multi_modal_projector.")), true);
-        assert_eq!(encoded, FlopCount { per_image: f64::from(3 * 2 * projector), ..expected });
+        assert_eq!(encoded, FlopCount { per_image: f64::from((2 + 3) * projector), ..expected });
         let full = FlopCount::new(&model(&|_| true), false);
         let expected = FlopCount {
             per_token: expected.per_token * 1.5,
@@ -200,6 +257,24 @@ mod tests {
         let size = StepSize { tokens: 10, label_tokens: 2, images: 1, pairs: 55 };
         let sum = 10.0 * full.per_token + 2.0 * full.per_label_token + full.per_image + 55.0 * full.per_pair;
         assert_eq!(full.of(&size), sum);
+    }
+
+    /// With a frozen projector nothing before the second block learns: the first is computed forward alone.
+    #[test]
+    fn blocks_before_the_first_that_learns_need_no_gradient() {
+        let (queries, outputs) = (64 * 64 + 2 * 64 * 32, 64 * 64);
+        let (inner, block) = (3 * 64 * 192, 64 * 64 + 2 * 64 * 32 + 64 * 64 + 3 * 64 * 192);
+        let last = FlopCount::new(&model(&|name| name.contains("language_model.model.layers.1.")), true);
+        assert_eq!(last.per_token, f64::from(2 * block + 2 * 3 * block));
+        assert_eq!(last.per_pair, f64::from((1 + 3) * 4 * 64));
+        // Its norms learn, so that even its first linears pass a gradient on; without the first norm they do not.
+        let late = |name: &str| name.contains("model.layers.1.") && !name.contains("input_layernorm");
+        let late = FlopCount::new(&model(&late), true);
+        assert_eq!(late.per_token, f64::from(2 * block + 2 * 2 * queries + 2 * 3 * (outputs + inner)));
+        let down = FlopCount::new(&model(&|name| name.contains("model.layers.1.mlp.down_proj")), true);
+        assert_eq!((down.per_token, down.per_pair), (f64::from(2 * 2 * block + 2 * 64 * 192), f64::from(2 * 4 * 64)));
+        // The image's way to the loss is not asked for: the projector is computed forward.
+        assert_eq!(down.per_image, f64::from(2 * 144 * 2 * 64 * 64));
     }
 
     #[test]

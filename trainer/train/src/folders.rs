@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use vela_models::{ProjectorKind, ProjectorPreset, WeightDtype};
-use vela_runtime::{ByteSize, CommandError, Outcome, clap};
+use vela_runtime::{ByteSize, CommandError, Outcome, Shutdown, clap};
 use vela_train::{ExportForm, ExportPlan, InitPlan, export, init};
 
 use crate::to_command_error;
@@ -79,7 +79,7 @@ fn parse_kind(text: &str) -> Result<ProjectorKind, String> {
 }
 
 /// `trainer init`.
-pub(crate) fn run_init(flags: &InitFlags) -> Result<Outcome, CommandError> {
+pub(crate) fn run_init(flags: &InitFlags, shutdown: &Shutdown) -> Result<Outcome, CommandError> {
     let plan = InitPlan {
         vision: flags.vision.clone(),
         language: flags.language.clone(),
@@ -91,7 +91,7 @@ pub(crate) fn run_init(flags: &InitFlags) -> Result<Outcome, CommandError> {
         seed: flags.seed,
         dtype: flags.dtype,
     };
-    let report = init(&plan).map_err(to_command_error)?;
+    let report = init(&plan, shutdown).map_err(to_command_error)?;
     let rows = match report.rows_added {
         0 => String::new(),
         rows => format!(", {rows} embedding rows added"),
@@ -108,7 +108,7 @@ pub(crate) fn run_init(flags: &InitFlags) -> Result<Outcome, CommandError> {
 }
 
 /// `trainer export`.
-pub(crate) fn run_export(flags: &ExportFlags) -> Result<Outcome, CommandError> {
+pub(crate) fn run_export(flags: &ExportFlags, shutdown: &Shutdown) -> Result<Outcome, CommandError> {
     let plan = ExportPlan {
         model: flags.model.clone(),
         output: flags.output.clone(),
@@ -116,7 +116,7 @@ pub(crate) fn run_export(flags: &ExportFlags) -> Result<Outcome, CommandError> {
         max_shard_bytes: flags.max_shard_size.map(|size| size.0),
         merge: flags.merge,
     };
-    let report = export(&plan).map_err(to_command_error)?;
+    let report = export(&plan, shutdown).map_err(to_command_error)?;
     let form = match report.form {
         ExportForm::Model => "a model for `LlavaForConditionalGeneration`",
         ExportForm::Adapter => "an adapter for PEFT (`--merge` writes a whole model)",

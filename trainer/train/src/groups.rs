@@ -3,6 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use vela_models::is_adapter;
+
 use crate::error::TrainError;
 
 /// A part of the model. Parameters belong to it by their Hugging Face name.
@@ -39,7 +41,7 @@ impl Component {
 
     /// The component of a parameter; `None` if the name belongs to none.
     pub fn of(name: &str) -> Option<Self> {
-        if name.contains(".lora_A.") || name.contains(".lora_B.") {
+        if is_adapter(name) {
             return Some(Self::Lora);
         }
         match name.split('.').next() {
@@ -49,6 +51,12 @@ impl Component {
             _ => None,
         }
     }
+}
+
+/// The number of the block that a parameter belongs to: `3` of `language_model.model.layers.3.mlp.up_proj.weight`, and of `language_model.transformer.h.3.mlp.w1.weight`.
+pub(crate) fn block_of(name: &str) -> Option<usize> {
+    let (_, rest) = name.split_once(".layers.").or_else(|| name.split_once(".h."))?;
+    rest.split('.').next()?.parse().ok()
 }
 
 /// How much of the model learns.

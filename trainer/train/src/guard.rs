@@ -7,7 +7,7 @@ use crate::recipe::{NonFinitePolicy, RawGuard};
 use crate::step_log::StepLine;
 
 /// One line of `skipped.jsonl`: a step whose update was left out.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SkippedStep {
     /// One-based optimizer step.
     pub step: u64,
@@ -17,6 +17,9 @@ pub struct SkippedStep {
     pub value: String,
     /// Ids of the samples of the step.
     pub samples: Vec<String>,
+    /// Mean loss per label token over the validation data, where it was measured after this step.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub validation_loss: Option<f64>,
 }
 
 impl StepLine for SkippedStep {
@@ -49,7 +52,7 @@ impl Guard {
             }
             NonFinitePolicy::Skip => format!("{} steps were left out before it", self.num_skipped),
         };
-        let SkippedStep { step, what, value, samples } = skipped;
+        let SkippedStep { step, what, value, samples, .. } = skipped;
         Err(TrainError::NonFinite { step, what, value, samples, limit })
     }
 }
@@ -59,7 +62,8 @@ mod tests {
     use super::*;
 
     fn step(step: u64) -> SkippedStep {
-        SkippedStep { step, what: "the loss".into(), value: "NaN".into(), samples: vec!["set/7".into()] }
+        let (what, value, samples) = ("the loss".into(), "NaN".into(), vec!["set/7".into()]);
+        SkippedStep { step, what, value, samples, validation_loss: None }
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use vela_models::{Join, ModelError, ProjectorPreset, VlmConfig, WeightDtype};
 use vela_processor::{Processor, ProcessorOptions};
+use vela_runtime::Shutdown;
 
 use crate::data::check_model;
 use crate::error::TrainError;
@@ -55,12 +56,12 @@ pub struct InitReport {
     pub opens_in_transformers: bool,
 }
 
-/// Makes the folder; it appears whole or not at all.
+/// Makes the folder; it appears whole or not at all. A stop is looked at between tensors.
 ///
 /// # Errors
 /// An output folder that is not empty; configs, tokenizers and weights that cannot be read or do not fit, listed;
 /// pixels of another extent than the tower's.
-pub fn init(plan: &InitPlan) -> Result<InitReport, TrainError> {
+pub fn init(plan: &InitPlan, shutdown: &Shutdown) -> Result<InitReport, TrainError> {
     let options = ProcessorOptions { template: plan.template.clone(), ..ProcessorOptions::default() };
     let processor = Processor::load_parts(&plan.language, &plan.vision, &options)
         .map_err(|source| TrainError::Processor { path: plan.language.clone(), source: Box::new(source) })?;
@@ -77,15 +78,20 @@ pub fn init(plan: &InitPlan) -> Result<InitReport, TrainError> {
         seed: plan.seed,
         dtype: plan.dtype,
     };
-    let joined = join.write(folder.path()).map_err(|source| unusable(&plan.language, source))?;
+    let joined = join.write(folder.path(), &|| shutdown.requested());
+    let joined = joined.map_err(|source| unusable(&plan.language, source))?;
     check_model(&joined.config, summary)?;
     write_for_transformers(&processor, &joined.config, folder.path())?;
     folder.finish()?;
     Ok(report(&joined.config, joined.rows_added, plan.output.clone()))
 }
 
-fn unusable(path: &Path, source: ModelError) -> TrainError {
-    TrainError::ModelFolder { path: path.to_owned(), source: Box::new(source) }
+/// What went wrong with the folder at `path`, or that a stop was asked for.
+pub(crate) fn unusable(path: &Path, source: ModelError) -> TrainError {
+    match source {
+        ModelError::Stopped { .. } => TrainError::Stopped { what: "the folder was not made" },
+        source => TrainError::ModelFolder { path: path.to_owned(), source: Box::new(source) },
+    }
 }
 
 fn report(config: &VlmConfig, rows_added: usize, output: PathBuf) -> InitReport {

@@ -21,6 +21,7 @@ mod gradient_check;
 mod groups;
 mod guard;
 mod init;
+mod lock;
 mod memory;
 mod metrics;
 mod model_folder;

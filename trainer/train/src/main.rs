@@ -128,8 +128,8 @@ fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Train(flags) => run_rank(&flags),
         Command::Chat(flags) => run_command(flags.json, |_| run_chat(&flags)),
-        Command::Init(flags) => run_command(flags.json, |_| run_init(&flags)),
-        Command::Export(flags) => run_command(flags.json, |_| run_export(&flags)),
+        Command::Init(flags) => run_command(flags.json, |shutdown| run_init(&flags, shutdown)),
+        Command::Export(flags) => run_command(flags.json, |shutdown| run_export(&flags, shutdown)),
         Command::Encode(flags) => run_command(flags.json, |shutdown| run_encode(&flags, shutdown)),
         Command::Report(flags) => run_command(flags.json, |_| run_report(flags)),
     }

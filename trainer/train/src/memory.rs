@@ -48,6 +48,11 @@ impl MemoryEstimate {
         self.weights + self.gradients + self.moments + self.activations + self.batches
     }
 
+    /// What a process that holds `held` bytes has yet to get.
+    pub(crate) fn to_come(&self, held: u64) -> u64 {
+        self.total().saturating_sub(held)
+    }
+
     /// One line for people.
     pub(crate) fn describe(&self) -> String {
         let parts = [
@@ -115,6 +120,12 @@ pub(crate) fn process_memory() -> Option<(u64, u64)> {
     Some((kib_of(&status, "VmRSS:")?, kib_of(&status, "VmHWM:")?))
 }
 
+/// Bytes that the process holds for itself, mapped files left out, as the system may take those back; `None` where it does
+/// not tell.
+pub(crate) fn held_memory() -> Option<u64> {
+    kib_of(&std::fs::read_to_string("/proc/self/status").ok()?, "RssAnon:")
+}
+
 /// Bytes that a new process could have; `None` where the system does not tell.
 pub(crate) fn free_memory() -> Option<u64> {
     kib_of(&std::fs::read_to_string("/proc/meminfo").ok()?, "MemAvailable:")
@@ -143,11 +154,20 @@ mod tests {
         assert_eq!([in_mib(340 << 20), in_mib(5 << 29)], ["340 MiB", "2.5 GiB"]);
     }
 
+    /// Weights and moments that are there already are no longer asked of the free memory.
+    #[test]
+    fn what_is_held_is_not_to_come() {
+        let estimate = MemoryEstimate { weights: 10, gradients: 20, moments: 20, activations: 5, batches: 1 };
+        assert_eq!([0, 30, 56, 99].map(|held| estimate.to_come(held)), [56, 26, 0, 0]);
+    }
+
     #[cfg(target_os = "linux")]
     #[test]
     fn a_process_has_held_at_least_what_it_holds() {
         let (now, most) = process_memory().expect("Linux tells");
         assert!(now > 1 << 20 && most >= now, "{now} {most}");
+        let held = held_memory().expect("Linux tells");
+        assert!(held > 0 && held <= most, "{held} {most}");
         assert!(free_memory().expect("Linux tells") <= machine_memory().expect("Linux tells"));
     }
 }

@@ -1,6 +1,6 @@
 //! A model folder in the making: written beside its place, moved there when it is whole.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
@@ -9,13 +9,18 @@ use vela_models::VlmConfig;
 use vela_processor::Processor;
 use vela_types::IMAGE_MARK;
 
+use crate::checkpoint::{flush, flush_folder};
 use crate::error::TrainError;
+use crate::lock::{FolderLock, hidden};
 
-/// A folder that has not its name yet. Dropped before it is finished, it is removed.
+/// A folder that has not its name yet. Dropped before it is finished, it is removed; what a killed process left of it is
+/// removed by the next.
 pub(crate) struct ModelFolder {
     partial: PathBuf,
     output: PathBuf,
     finished: bool,
+    /// Let go when the folder has its name or is gone.
+    _lock: FolderLock,
 }
 
 impl ModelFolder {
@@ -27,10 +32,13 @@ impl ModelFolder {
             Err(fault) if fault.kind() == ErrorKind::NotFound => {}
             Err(fault) => return Err(TrainError::io("list", output)(fault)),
         }
-        let name = output.file_name().map_or_else(Default::default, |name| name.to_string_lossy().into_owned());
-        let partial = output.with_file_name(format!(".{name}.partial-{}", std::process::id()));
-        fs::create_dir_all(&partial).map_err(TrainError::io("create", &partial))?;
-        Ok(Self { partial, output: output.to_owned(), finished: false })
+        let lock = FolderLock::beside(output)?;
+        let partial = hidden(output, "partial");
+        match fs::remove_dir_all(&partial) {
+            Err(fault) if fault.kind() != ErrorKind::NotFound => return Err(TrainError::io("remove", &partial)(fault)),
+            _ => fs::create_dir_all(&partial).map_err(TrainError::io("create", &partial))?,
+        }
+        Ok(Self { partial, output: output.to_owned(), finished: false, _lock: lock })
     }
 
     /// Where its files go.
@@ -50,15 +58,13 @@ impl ModelFolder {
         Ok(bytes)
     }
 
-    /// Flushes every file and gives the folder its name.
+    /// Flushes every file and gives the folder its name; both then survive a power cut.
     pub(crate) fn finish(mut self) -> Result<(), TrainError> {
-        for entry in fs::read_dir(&self.partial).map_err(TrainError::io("list", &self.partial))? {
-            let path = entry.map_err(TrainError::io("list", &self.partial))?.path();
-            File::open(&path).and_then(|file| file.sync_all()).map_err(TrainError::io("flush", &path))?;
-        }
+        flush_folder(&self.partial)?;
         fs::rename(&self.partial, &self.output).map_err(TrainError::io("rename to", &self.output))?;
         self.finished = true;
-        Ok(())
+        let parent = self.output.parent().filter(|parent| !parent.as_os_str().is_empty());
+        flush(parent.unwrap_or(Path::new(".")))
     }
 }
 

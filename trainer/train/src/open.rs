@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use candle_core::Device;
-use vela_models::{Fresh, Layout, LoraConfig, ModelError, ModelPreset, Vlm, VlmConfig, is_adapter};
+use vela_models::{Fresh, Layout, LoraConfig, ModelError, ModelPreset, Vlm, VlmConfig};
 use vela_processor::{Processor, ProcessorOptions};
 use vela_types::{BatchSource, ProcessorSummary};
 
@@ -11,7 +11,7 @@ use crate::checkpoint::{Checkpoints, TrainerState, load_moments};
 use crate::error::TrainError;
 use crate::groups::Component;
 use crate::optimizer::Optimizer;
-use crate::recipe::{RawLora, Recipe, WeightOrigin};
+use crate::recipe::{RawLora, Recipe, WeightOrigin, refuse};
 
 /// The folder of a model: `path`, or the newest checkpoint if `path` is a run folder.
 fn model_folder(path: &Path) -> Result<PathBuf, TrainError> {
@@ -48,8 +48,12 @@ pub(crate) fn open_model(
     let trains = |name: &str| recipe.groups().of(name, num_blocks).is_some();
     let fresh_projector = matches!(recipe.weights(), WeightOrigin::Folder { fresh_projector: true, .. });
     let is_fresh = |name: &str| {
-        let in_projector = Component::of(name) == Some(Component::Projector);
-        checkpoint.is_none() && ((fresh_projector && in_projector) || (!has_adapters && is_adapter(name)))
+        let is_new = match Component::of(name) {
+            Some(Component::Projector) => fresh_projector,
+            Some(Component::Lora) => !has_adapters,
+            _ => false,
+        };
+        checkpoint.is_none() && is_new
     };
     let (device, folders) = (&Device::Cpu, [(Layout::Joined, place.as_path())]);
     let model = match (checkpoint, recipe.weights()) {
@@ -58,7 +62,23 @@ pub(crate) fn open_model(
     };
     let model = model.map_err(fault)?;
     recipe.groups().check_names(model.params().iter().map(|(name, _, _)| name), num_blocks)?;
+    if has_adapters {
+        check_base(recipe, &model)?
+    }
     Ok(model)
+}
+
+/// Refuses to train what the adapters of a folder adapt: an export of the adapters alone would lose it.
+fn check_base(recipe: &Recipe, model: &Vlm) -> Result<(), TrainError> {
+    let is_base = |name| matches!(Component::of(name), Some(Component::LanguageModel | Component::VisionTower));
+    match model.params().trainable().any(|(name, _)| is_base(name)) {
+        true => refuse(
+            "train_type",
+            "`lora` or `freeze_vision_and_llm` for a folder with adapters; merge them first: `trainer export --merge`",
+            &recipe.settings().train_type,
+        ),
+        false => Ok(()),
+    }
 }
 
 /// A model of which nothing learns.

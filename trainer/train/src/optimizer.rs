@@ -118,7 +118,8 @@ impl Optimizer {
             slot.steps += 1;
             let (weight_decay, step) = (slot.weight_decay, slot.steps);
             let numbers = AdamWStep { lr, beta1, beta2, eps, weight_decay, step, grad_scale };
-            adamw_step(&slot.var, gradient, &mut slot.exp_avg, &mut slot.exp_avg_sq, &numbers)?;
+            adamw_step(&slot.var, gradient, &mut slot.exp_avg, &mut slot.exp_avg_sq, &numbers)
+                .map_err(TrainError::Update)?;
         }
         Ok(())
     }

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use crate::error::TrainError;
-use crate::groups::{Component, TrainType};
-use crate::recipe::RawGroup;
+use crate::groups::{Component, TrainType, block_of};
+use crate::recipe::{RawGroup, refuse};
 
 /// The parameter groups of a recipe. A parameter belongs to the group whose pattern it matches, or else to the group of
 /// its component; a group of rate 0 is frozen, and so is what belongs to none.
@@ -27,8 +27,8 @@ pub(crate) struct ParameterGroup {
 
 #[derive(Clone, Debug, PartialEq)]
 enum Members {
-    /// What no pattern takes of a component; of a language model, only these blocks, if any are given.
-    Component(Component, Vec<i64>),
+    /// What no pattern takes of a component; of a language model, only these blocks, if they are given.
+    Component(Component, Option<Vec<i64>>),
     /// Names that match one of these.
     Patterns(Vec<String>),
 }
@@ -127,7 +127,7 @@ impl ParameterGroups {
     pub(crate) fn for_test(rates: &[(Component, f64)], weight_decay: f64) -> Self {
         let group = |&(component, lr): &(Component, f64)| ParameterGroup {
             name: component.as_str().to_owned(),
-            members: Members::Component(component, Vec::new()),
+            members: Members::Component(component, None),
             lr,
             weight_decay,
         };
@@ -145,12 +145,15 @@ impl ParameterGroup {
         if !weight_decay.is_finite() || weight_decay < 0.0 {
             return refuse(&key("weight_decay"), "a number from 0 up", weight_decay);
         }
+        if raw.layers.as_ref().is_some_and(Vec::is_empty) {
+            return refuse(&key("layers"), "at least one block, or no such key for all of them", "none");
+        }
         let members = match (Component::named(name), raw.patterns.is_empty()) {
             (Some(Component::LanguageModel), true) => Members::Component(Component::LanguageModel, raw.layers.clone()),
-            _ if !raw.layers.is_empty() => {
+            _ if raw.layers.is_some() => {
                 return refuse(&key("layers"), "nothing: only `groups.language_model` has blocks", "some");
             }
-            (Some(component), true) => Members::Component(component, Vec::new()),
+            (Some(component), true) => Members::Component(component, None),
             (None, false) => Members::Patterns(raw.patterns.clone()),
             (Some(_), false) => {
                 return refuse(&key("match"), "nothing: this name means the whole component", "patterns");
@@ -172,13 +175,15 @@ impl ParameterGroup {
                 }
                 None => Ok(()),
             },
-            Members::Component(_, layers) => match layers.iter().find(|&&layer| resolve(layer, num_blocks).is_none()) {
-                Some(layer) => {
-                    let expected = format!("blocks from -{num_blocks} to {}", num_blocks - 1);
-                    refuse(&format!("groups.{}.layers", self.name), &expected, layer)
+            Members::Component(_, layers) => {
+                match layers.iter().flatten().find(|&&layer| resolve(layer, num_blocks).is_none()) {
+                    Some(layer) => {
+                        let expected = format!("blocks from -{num_blocks} to {}", num_blocks - 1);
+                        refuse(&format!("groups.{}.layers", self.name), &expected, layer)
+                    }
+                    None => Ok(()),
                 }
-                None => Ok(()),
-            },
+            }
         }
     }
 
@@ -200,9 +205,9 @@ impl ParameterGroup {
     fn has_component_of(&self, name: &str, num_blocks: usize) -> bool {
         match &self.members {
             Members::Component(component, layers) if Component::of(name) == Some(*component) => {
-                layers.is_empty()
-                    || block_of(name)
-                        .is_some_and(|block| layers.iter().any(|&layer| resolve(layer, num_blocks) == Some(block)))
+                let has =
+                    |layers: &Vec<i64>, block| layers.iter().any(|&layer| resolve(layer, num_blocks) == Some(block));
+                layers.as_ref().is_none_or(|layers| block_of(name).is_some_and(|block| has(layers, block)))
             }
             _ => false,
         }
@@ -213,12 +218,6 @@ impl ParameterGroup {
 fn resolve(layer: i64, num_blocks: usize) -> Option<usize> {
     let from_start = if layer < 0 { layer + num_blocks as i64 } else { layer };
     usize::try_from(from_start).ok().filter(|&block| block < num_blocks)
-}
-
-/// `3` of `language_model.model.layers.3.mlp.up_proj.weight`, and of `language_model.transformer.h.3.mlp.w1.weight`.
-fn block_of(name: &str) -> Option<usize> {
-    let (_, rest) = name.split_once(".layers.").or_else(|| name.split_once(".h."))?;
-    rest.split('.').next()?.parse().ok()
 }
 
 /// Whether all of `name` matches `pattern`, in which `*` stands for any text, dots included, and `?` for one sign.
@@ -247,10 +246,6 @@ fn matches(pattern: &str, name: &str) -> bool {
         }
     }
     pattern[at..].iter().all(|&sign| sign == b'*')
-}
-
-fn refuse<T>(key: &str, expected: &str, found: impl ToString) -> Result<T, TrainError> {
-    Err(TrainError::Recipe { key: key.to_owned(), expected: expected.to_owned(), found: found.to_string() })
 }
 
 #[cfg(test)]
@@ -338,6 +333,8 @@ mod tests {
             let told = with(group);
             assert!(told.contains(part), "{group}: {told}");
         }
+        let text = "projector.lr = 1e-3\n[language_model]\nlr = 5e-6\nlayers = []";
+        assert!(refusal(TrainType::FreezeVision, text).contains("groups.language_model.layers"));
         let text = "projector.lr = 1e-3\n[language_model]\nlr = 5e-6\nlayers = [0, 11]";
         assert!(refusal(TrainType::FreezeVision, text).contains("blocks from -11 to 10"));
     }

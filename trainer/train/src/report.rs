@@ -156,9 +156,17 @@ fn in_hours(seconds: f64) -> String {
 }
 
 fn write_answers(html: &mut String, answers: &[SampleAnswers]) {
-    let Some(first) = answers.first() else { return };
-    html.push_str("<h3>Sample answers over time</h3>\n<table class=\"answers\">\n<tr><th>step</th>");
-    for asked in &first.answers {
+    if !answers.is_empty() {
+        html.push_str("<h3>Sample answers over time</h3>\n");
+    }
+    // A run that is resumed may ask something else.
+    answers.chunk_by(SampleAnswers::asks_as).for_each(|lines| write_answer_table(html, lines));
+}
+
+/// Answers to the same questions.
+fn write_answer_table(html: &mut String, answers: &[SampleAnswers]) {
+    html.push_str("<table class=\"answers\">\n<tr><th>step</th>");
+    for asked in answers.iter().take(1).flat_map(|line| &line.answers) {
         html.push_str("<th>");
         asked.images.iter().for_each(|path| write_image(html, Path::new(path)));
         let _ = write!(html, "{}</th>", escape(&asked.question));
@@ -209,7 +217,7 @@ fn write_skipped(html: &mut String, skipped: &[SkippedStep]) {
         return;
     }
     html.push_str("<h3>Steps left out</h3>\n<table>\n<tr><th>step</th><th>why</th><th>samples</th></tr>\n");
-    for SkippedStep { step, what, value, samples } in skipped {
+    for SkippedStep { step, what, value, samples, .. } in skipped {
         let (what, samples) = (escape(what), escape(&samples.join(", ")));
         let _ = writeln!(html, "<tr><td>{step}</td><td>{what} is {value}</td><td>{samples}</td></tr>");
     }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use crate::checkpoint::Checkpoints;
 use crate::error::TrainError;
 use crate::guard::SkippedStep;
+use crate::lock::FolderLock;
 use crate::metrics::StepMetrics;
 use crate::plot::loss_svg;
 use crate::recipe::{NonFinitePolicy, Recipe};
@@ -55,6 +56,11 @@ impl RunFolder {
     pub(crate) fn new(recipe: &Recipe) -> Self {
         let path = recipe.output().to_owned();
         Self { checkpoints: Checkpoints::new(&path, recipe.settings().checkpoint.keep), path }
+    }
+
+    /// Keeps other processes out of the folder.
+    pub(crate) fn lock(&self) -> Result<FolderLock, TrainError> {
+        FolderLock::within(&self.path)
     }
 
     /// The checkpoint to start from, if any; refuses to overwrite another run.

@@ -32,6 +32,14 @@ pub struct SampleAnswer {
     pub tokens: usize,
 }
 
+impl SampleAnswers {
+    /// Whether the questions and their images are those of `other`.
+    pub(crate) fn asks_as(&self, other: &Self) -> bool {
+        let is_same = |(a, b): (&SampleAnswer, &SampleAnswer)| a.images == b.images && a.question == b.question;
+        self.answers.len() == other.answers.len() && self.answers.iter().zip(&other.answers).all(is_same)
+    }
+}
+
 impl StepLine for SampleAnswers {
     fn step(&self) -> u64 {
         self.step

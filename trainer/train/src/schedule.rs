@@ -5,7 +5,7 @@ use std::f64::consts::PI;
 use serde::{Deserialize, Serialize};
 
 use crate::error::TrainError;
-use crate::recipe::RawSchedule;
+use crate::recipe::{RawSchedule, refuse};
 
 /// What comes after the warmup.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -104,6 +104,10 @@ impl SchedulePlan {
             () if is_wsd && decay.is_none() => {
                 refuse("schedule.decay_steps, schedule.decay_ratio", "one of them for `wsd`", "neither")
             }
+            () if matches!(decay, Some(Stretch::Steps(0) | Stretch::Ratio(0.0))) => {
+                let expected = "a decay of at least one step, since the last has the floor";
+                refuse("schedule.decay_steps, schedule.decay_ratio", expected, 0)
+            }
             () if !is_wsd && (decay.is_some() || raw.decay_shape.is_some()) => {
                 refuse("schedule.decay_steps, schedule.decay_ratio, schedule.decay_shape", "none without `wsd`", "some")
             }
@@ -176,10 +180,6 @@ impl Schedule {
             some => self.floor + (1.0 - self.floor) * self.shape.at(some as f64 / self.decay as f64),
         }
     }
-}
-
-fn refuse<T>(key: &str, expected: &str, found: impl ToString) -> Result<T, TrainError> {
-    Err(TrainError::Recipe { key: key.to_owned(), expected: expected.to_owned(), found: found.to_string() })
 }
 
 #[cfg(test)]
@@ -258,6 +258,10 @@ mod tests {
         let decay = RawSchedule { decay_steps: Some(18), ..raw(ScheduleKind::Wsd, 2, 0.0) };
         assert!(refusal(decay, 20).contains("schedule.decay_steps"));
         assert!(refusal(raw(ScheduleKind::Wsd, 0, 0.0), 20).contains("one of them for `wsd`"));
+        for (decay_steps, decay_ratio) in [(Some(0), None), (None, Some(0.0))] {
+            let never = RawSchedule { decay_steps, decay_ratio, ..raw(ScheduleKind::Wsd, 0, 0.1) };
+            assert!(refusal(never, 20).contains("at least one step"));
+        }
         assert!(
             refusal(RawSchedule { decay_steps: Some(1), ..raw(ScheduleKind::Linear, 0, 0.0) }, 20)
                 .contains("without `wsd`")

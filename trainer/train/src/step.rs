@@ -62,7 +62,8 @@ impl Stepper {
         if let Some((what, value)) = find_non_finite(&report, &gradients)? {
             let (step, value) = (step + 1, value.to_string());
             let samples = ranks.gather("naming the samples of a step", std::mem::take(&mut report.sample_ids))?;
-            report.skipped = Some(self.guard.admit(SkippedStep { step, what, value, samples })?);
+            let skipped = SkippedStep { step, what, value, samples, validation_loss: None };
+            report.skipped = Some(self.guard.admit(skipped)?);
             return Ok(report);
         }
         self.gradient_check.check_step(&self.model, &gradients, report.size.images > 0)?;

@@ -24,10 +24,10 @@ pub(crate) struct StepLog<L> {
 
 impl<L: StepLine> StepLog<L> {
     /// Opens the log of a run that stands after `step` steps: lines of later steps and a torn last line, left by a run
-    /// that was killed, are dropped.
+    /// that was killed, are dropped; of a run that has made none, all are, since it begins anew.
     pub(crate) fn open(path: PathBuf, step: u64) -> Result<Self, TrainError> {
         let mut lines: Vec<L> = read_lines(&path)?;
-        lines.retain(|line| line.step() <= step);
+        lines.retain(|line| step > 0 && line.step() <= step);
         let kept: String = lines.iter().map(to_line).collect();
         let partial = path.with_extension("jsonl.partial");
         fs::write(&partial, kept).map_err(TrainError::io("write", &partial))?;
@@ -56,8 +56,9 @@ fn to_line(line: &impl Serialize) -> String {
 
 /// The lines of a file up to the first that is not whole; none if there is no file.
 pub(crate) fn read_lines<L: StepLine>(path: &Path) -> Result<Vec<L>, TrainError> {
-    match fs::read_to_string(path) {
-        Ok(text) => Ok(text.lines().map_while(|line| serde_json::from_str(line).ok()).collect()),
+    // Bytes, since a kill may have torn the last line within a character.
+    match fs::read(path) {
+        Ok(text) => Ok(text.split(|byte| *byte == b'\n').map_while(|line| serde_json::from_slice(line).ok()).collect()),
         Err(fault) if fault.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
         Err(fault) => Err(TrainError::io("read", path)(fault)),
     }
@@ -73,6 +74,7 @@ mod tests {
     struct Line {
         step: u64,
         value: f64,
+        answer: String,
     }
 
     impl StepLine for Line {
@@ -82,16 +84,18 @@ mod tests {
     }
 
     fn line(step: u64) -> Line {
-        Line { step, value: 0.1 + 0.2 * step as f64 }
+        Line { step, value: 0.1 + 0.2 * step as f64, answer: "红色的圆".to_owned() }
     }
 
     #[test]
     fn a_resumed_log_drops_later_steps_and_the_torn_line() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("lines.jsonl");
-        let torn = &to_line(&line(4))[..8];
-        let text: String = (1..=3).map(|step| to_line(&line(step))).collect();
-        fs::write(&path, text + torn).expect("written");
+        let text: String = (1..=4).map(|step| to_line(&line(step))).collect();
+        // Cut within the second character of the last line.
+        let torn = &text.as_bytes()[..text.rfind('色').expect("there") + 1];
+        assert!(std::str::from_utf8(torn).is_err());
+        fs::write(&path, torn).expect("written");
         let mut log = StepLog::open(path.clone(), 2).expect("opened");
         log.push(line(3)).expect("pushed");
         assert_eq!(read_lines::<Line>(&path).expect("read"), [line(1), line(2), line(3)]);

@@ -7,18 +7,18 @@ use serde::Serialize;
 use vela_dataset::MicroExtents;
 use vela_processor::Processor;
 use vela_runtime::{Progress, Shutdown};
-use vela_types::{BatchSpec, Cursor, Position};
+use vela_types::{Cursor, Position};
 
 use crate::answerer::Answerer;
-use crate::checkpoint::TrainerState;
+use crate::checkpoint::{Score, TrainerState};
 use crate::collective::{Collective, Single};
-use crate::data::{check_features, check_processor, open_validation};
-use crate::device_batch::{ImageInput, PixelTable};
+use crate::device_batch::PixelTable;
 use crate::dry_step::dry_step;
 use crate::error::TrainError;
 use crate::flops::FlopCount;
 use crate::guard::SkippedStep;
-use crate::memory::{MemoryEstimate, free_memory, in_mib, process_memory};
+use crate::lock::FolderLock;
+use crate::memory::{MemoryEstimate, free_memory, held_memory, in_mib, process_memory};
 use crate::metrics::StepMetrics;
 use crate::opened::Opened;
 use crate::ranks::{Ranks, account_of};
@@ -29,7 +29,7 @@ use crate::run_folder::{Resume, RunFolder, RunLogs};
 use crate::samples::answer_samples;
 use crate::step::{StepReport, Stepper};
 use crate::stopwatch::Stopwatch;
-use crate::validation::validation_loss;
+use crate::validation::Validation;
 use crate::watch::{Peak, Watch};
 
 /// What a run did; the JSON object of `trainer train`.
@@ -58,8 +58,9 @@ pub struct TrainReport {
 /// Trains as the recipe says until its last step or until `shutdown` is requested; either way a checkpoint is left.
 ///
 /// # Errors
-/// Before the first step: a recipe, model, processor and data that do not fit one another, a run folder that is taken, a
-/// checkpoint of another run. Later: gradients that are not those asked for, a loss that is not finite, a broken stream.
+/// Before the first step: a recipe, model, processor and data that do not fit one another, a run folder that is taken or
+/// in use, a checkpoint of another run. Later: gradients that are not those asked for, a loss that is not finite, a broken
+/// stream, or something that watches; the steps made are then kept in a checkpoint too.
 pub fn train(recipe: &Recipe, resume: &Resume, shutdown: &Shutdown) -> Result<TrainReport, TrainError> {
     train_together(recipe, resume, shutdown, &mut Single)
 }
@@ -90,13 +91,14 @@ struct Trainer<'a> {
     recipe: Recipe,
     ranks: Ranks<'a>,
     folder: RunFolder,
+    /// Of rank 0.
+    _lock: Option<FolderLock>,
     records: Option<Records>,
-    peak: Peak,
-    /// Of the processor, for validation and answers.
+    /// Of the processor, for answers.
     pixels: PixelTable,
     processor: Processor,
     stepper: Stepper,
-    spec: BatchSpec,
+    validation: Option<Validation>,
     largest: MicroExtents,
     state: TrainerState,
     steps_per_epoch: u64,
@@ -115,10 +117,14 @@ impl<'a> Trainer<'a> {
     /// Opens model, data and run folder, and checks that they belong together, on all ranks.
     fn open(recipe: &Recipe, resume: &Resume, mut ranks: Ranks<'a>) -> Result<Self, TrainError> {
         let folder = RunFolder::new(recipe);
-        let checkpoint = ranks.start_from(|| folder.starting_point(resume))?;
+        let mut lock = None;
+        let checkpoint = ranks.start_from(|| {
+            lock = Some(folder.lock()?);
+            folder.starting_point(resume)
+        })?;
         let opened = Opened::open(recipe, checkpoint.as_deref(), ranks.partition());
         let account = |opened: &Opened| account_of(&opened.stepper.model, &opened.state, checkpoint.as_deref());
-        let Opened { stepper, processor, pixels, spec, largest, state, steps_per_epoch } =
+        let Opened { stepper, processor, pixels, validation, largest, state, steps_per_epoch } =
             ranks.agree(opened, account)?;
         let mut peak = Peak::of(&recipe.settings().logging, &stepper.model)?;
         [peak.flops] = ranks.sum("measuring the machines", [peak.flops])?;
@@ -141,12 +147,12 @@ impl<'a> Trainer<'a> {
             losses: (0.0, 0),
             ranks,
             folder,
+            _lock: lock,
             records,
-            peak,
             stepper,
             pixels,
             processor,
-            spec,
+            validation,
             largest,
             state,
             steps_per_epoch,
@@ -156,22 +162,43 @@ impl<'a> Trainer<'a> {
     fn run(mut self, shutdown: &Shutdown) -> Result<TrainReport, TrainError> {
         let progress = self.start_progress();
         self.prepare(&progress)?;
-        while !self.is_done() && !self.ranks.any("asking whether to stop", shutdown.requested())? {
-            let report = self.train_step()?;
-            self.after_step(report, &progress)?;
+        let ended = self.train_steps(&progress, shutdown);
+        let saved = self.keep_steps(&ended);
+        if let (Err(_), Err(fault)) = (&ended, &saved) {
+            progress.note(&format!("the steps after step {} are lost: {fault}", self.saved_step));
         }
-        if self.saved_step != self.state.step {
-            self.save_checkpoint(None)?;
-        }
+        ended.and(saved)?;
         progress.finish();
         if let Some(records) = &self.records {
             self.folder.write_plot(records.logs.metrics.lines())?;
             let folder = self.recipe.output().to_owned();
+            // Steps may have raised the peak.
+            let card = RunCard { peak: records.watch.peak, ..RunCard::load(&folder)? };
+            self.folder.write(RUN_CARD, &card.to_json())?;
             write_report(std::slice::from_ref(&folder), &folder.join("report.html"))?;
         }
         // A rank that ends earlier would have the others ended with it.
         self.ranks.meet("the end")?;
         Ok(self.report())
+    }
+
+    fn train_steps(&mut self, progress: &Progress, shutdown: &Shutdown) -> Result<(), TrainError> {
+        while !self.is_done() && !self.ranks.any("asking whether to stop", shutdown.requested())? {
+            let report = self.train_step()?;
+            self.after_step(report, progress, shutdown)?;
+        }
+        Ok(())
+    }
+
+    /// Saves the steps that no checkpoint holds yet, whatever ended them, unless it ended them within an update. After an error
+    /// without asking the other ranks, which may not have met it.
+    fn keep_steps(&mut self, ended: &Result<(), TrainError>) -> Result<(), TrainError> {
+        match ended {
+            _ if self.saved_step == self.state.step => Ok(()),
+            Ok(()) => self.save_checkpoint(None),
+            Err(TrainError::Update(_)) => Ok(()),
+            Err(_) => self.write_checkpoint(None),
+        }
     }
 
     /// Before the first step of this process: what memory it will want, the largest micro-batch, the first answers.
@@ -182,13 +209,17 @@ impl<'a> Trainer<'a> {
         let Stepper { model, source, schedule, .. } = &self.stepper;
         let steps = (schedule.total_steps(), self.steps_per_epoch);
         if let Some(records) = &self.records {
-            let card = RunCard::new(steps, source.info(), model, self.peak, &estimate).of_ranks(self.ranks.world());
+            let card =
+                RunCard::new(steps, source.info(), model, records.watch.peak, &estimate).of_ranks(self.ranks.world());
             self.folder.write(RUN_CARD, &card.to_json())?;
             records.watch.introduce(progress);
         }
-        if let Some(free) = free_memory().filter(|&free| free < estimate.total()) {
+        // Weights and moments are there by now, or have been promised.
+        let to_come = estimate.to_come(held_memory().unwrap_or(0));
+        if let Some(free) = free_memory().filter(|&free| free < to_come) {
+            let (free, to_come) = (in_mib(free), in_mib(to_come));
             let remedy = "lower `batch.micro` or `batch.max_length`";
-            progress.note(&format!("warning: only {} of memory are free; {remedy}", in_mib(free)));
+            progress.note(&format!("warning: only {free} of memory are free for the {to_come} to come; {remedy}"));
         }
         if self.recipe.settings().guard.dry_step && !self.is_done() {
             let period = dry_step(&self.stepper.model, self.largest, encoded)?;
@@ -231,20 +262,25 @@ impl<'a> Trainer<'a> {
     }
 
     /// What is due after a step: validation, answers, a metrics line, a checkpoint.
-    fn after_step(&mut self, report: StepReport, progress: &Progress) -> Result<(), TrainError> {
+    fn after_step(&mut self, report: StepReport, progress: &Progress, shutdown: &Shutdown) -> Result<(), TrainError> {
         let started = Instant::now();
         let settings = self.recipe.settings();
         let answers_every = settings.samples.as_ref().and_then(|samples| samples.every);
-        let validation = if self.is_due(settings.logging.validate_every) { self.validate()? } else { None };
-        if self.is_due(answers_every) {
-            self.answer_samples(progress)?;
-        }
+        let answers_are_due = self.is_due(answers_every);
+        let validated = if self.is_due(settings.logging.validate_every) { self.validate(shutdown) } else { Ok(None) };
+        let answered = match answers_are_due && !shutdown.requested() {
+            true => self.answer_samples(progress),
+            false => Ok(()),
+        };
         self.pause_since(started);
+        // Whatever failed, the step was made: a resumed run does not write its line again.
+        let validation = *validated.as_ref().unwrap_or(&None);
         match report.skipped {
-            Some(skipped) => self.note_skipped(skipped, progress)?,
+            Some(skipped) => self.note_skipped(SkippedStep { validation_loss: validation, ..skipped }, progress)?,
             None => self.log(&report, validation, progress)?,
         }
         progress.inc(1);
+        validated.and(answered)?;
         let started = Instant::now();
         if self.checkpoint_is_due() {
             self.save_checkpoint(validation)?;
@@ -262,14 +298,10 @@ impl<'a> Trainer<'a> {
         Cursor { epoch, step, ..self.state.cursor.clone() }
     }
 
-    fn validate(&mut self) -> Result<Option<f64>, TrainError> {
-        let Some(shards) = &self.recipe.settings().data.validation else { return Ok(None) };
-        let mut source = open_validation(shards, &self.spec, self.recipe.limits(), self.ranks.partition())?;
-        let (model, data) = (&self.stepper.model, &source.info().processor);
-        check_processor(self.processor.summary(), data)?;
-        check_features(model, data)?;
-        let images = ImageInput::of(data, &self.pixels);
-        validation_loss(model, source.as_mut(), &self.spec, &images, &mut self.ranks).map(Some)
+    /// `None` without validation data, and where a stop was asked for.
+    fn validate(&mut self, shutdown: &Shutdown) -> Result<Option<f64>, TrainError> {
+        let Self { validation, stepper, ranks, .. } = self;
+        validation.as_mut().map_or(Ok(None), |validation| validation.measure(&stepper.model, shutdown, ranks))
     }
 
     fn answer_samples(&mut self, progress: &Progress) -> Result<(), TrainError> {
@@ -284,9 +316,10 @@ impl<'a> Trainer<'a> {
     }
 
     fn note_skipped(&mut self, skipped: SkippedStep, progress: &Progress) -> Result<(), TrainError> {
-        let SkippedStep { step, what, value, samples } = &skipped;
+        let SkippedStep { step, what, value, samples, validation_loss } = &skipped;
         let samples = samples.join(", ");
-        progress.note(&format!("step {step} is left out: {what} is {value}; its samples are {samples}"));
+        let validation = validation_loss.map_or_else(String::new, |loss| format!("; validation loss {loss:.4}"));
+        progress.note(&format!("step {step} is left out: {what} is {value}; its samples are {samples}{validation}"));
         self.state.skipped += 1;
         let log = self.records.as_mut().and_then(|records| records.logs.skipped.as_mut());
         log.map_or(Ok(()), |log| log.push(skipped))
@@ -321,16 +354,25 @@ impl<'a> Trainer<'a> {
             peak_memory_bytes: memory.map(|(_, most)| most),
             seconds: self.seconds_before + self.whole.seconds(),
         };
-        watch.tell(&line, progress)?;
-        logs.metrics.push(line)
+        let told = watch.tell(&line, progress);
+        logs.metrics.push(line)?;
+        told
     }
 
     fn save_checkpoint(&mut self, validation: Option<f64>) -> Result<(), TrainError> {
+        self.ranks.check_weights(self.state.step, &self.stepper.model)?;
+        self.write_checkpoint(validation)
+    }
+
+    fn write_checkpoint(&mut self, validation: Option<f64>) -> Result<(), TrainError> {
         let (sum, count) = std::mem::take(&mut self.losses);
-        self.state.score = Some(validation.unwrap_or(sum / count.max(1) as f64));
+        self.state.score = match &self.validation {
+            Some(held_out) => validation.map(|value| Score::Validation { value, data: held_out.fingerprint() }),
+            None => (count > 0).then(|| Score::Training { value: sum / count as f64 }),
+        }
+        .filter(|score| score.value().is_finite());
         self.state.seconds = self.seconds_before + self.whole.seconds();
         let Stepper { model, optimizer, .. } = &self.stepper;
-        self.ranks.check_weights(self.state.step, model)?;
         self.saved_step = self.state.step;
         let Some(records) = &self.records else { return Ok(()) };
         self.newest = Some(self.folder.checkpoints.save(&self.state, model, &self.processor, optimizer)?);

@@ -35,8 +35,10 @@ impl Peak {
 
     /// For people.
     pub(crate) fn describe(&self) -> String {
-        let how =
-            if self.is_measured { "measured by a product of 768 x 768 at the start" } else { "as the recipe says" };
+        let how = match self.is_measured {
+            true => "measured by a product of 768 x 768 at the start, or by steps that did more",
+            false => "as the recipe says",
+        };
         format!("{:.3} TFLOP/s, {how}", self.flops / 1e12)
     }
 }
@@ -44,7 +46,7 @@ impl Peak {
 /// The places that are told of each metrics line.
 pub(crate) struct Watch {
     flops: FlopCount,
-    peak: Peak,
+    pub(crate) peak: Peak,
     events: Option<EventFile>,
     server: Option<MetricsServer>,
 }
@@ -80,9 +82,14 @@ impl Watch {
         }
     }
 
-    /// The utilisation of a stretch of steps.
-    pub(crate) fn utilisation(&self, speed: &Speed) -> f64 {
-        self.flops.of(&speed.size) / speed.seconds / self.peak.flops
+    /// The utilisation of a stretch of steps. Steps that do more than the measured peak show that it was measured while others
+    /// were at the machine: it is theirs from then on.
+    pub(crate) fn utilisation(&mut self, speed: &Speed) -> f64 {
+        let reached = self.flops.of(&speed.size) / speed.seconds;
+        if self.peak.is_measured {
+            self.peak.flops = self.peak.flops.max(reached);
+        }
+        reached / self.peak.flops
     }
 
     /// Tells everyone of a line.
@@ -136,6 +143,25 @@ fn expose(line: &StepMetrics) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::flops::StepSize;
+
+    #[test]
+    fn steps_raise_a_measured_peak_and_no_other() {
+        let speed = |tokens: u64| Speed {
+            samples: 0.0,
+            tokens: 0.0,
+            label_tokens: 0.0,
+            images: 0.0,
+            data_wait: 0.0,
+            size: StepSize { tokens, ..StepSize::default() },
+            seconds: 2.0,
+        };
+        for (is_measured, expected) in [(true, [0.5, 1.0, 0.25]), (false, [0.5, 2.0, 0.5])] {
+            let flops = FlopCount::for_test(1.0);
+            let mut watch = Watch { flops, peak: Peak { flops: 10.0, is_measured }, events: None, server: None };
+            assert_eq!([10, 40, 10].map(|tokens| watch.utilisation(&speed(tokens))), expected);
+        }
+    }
 
     #[test]
     fn the_line_says_what_is_known() {

@@ -22,7 +22,7 @@ pub(crate) use names::HEAD_NAME;
 pub use names::Layout;
 pub use piece::WeightDtype;
 pub(crate) use piece::{Piece, made, shared_dtype};
-pub(crate) use save::{Outgoing, save, write_folder, write_tensors};
+pub(crate) use save::{Outgoing, check_stop, save, until, write_folder, write_tensors};
 
 /// The file of an unsharded folder.
 pub(crate) const WEIGHTS_FILE: &str = "model.safetensors";

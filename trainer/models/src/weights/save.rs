@@ -129,6 +129,43 @@ fn cut<V: View>(tensors: Vec<(String, V)>, most: u64) -> Vec<Vec<(String, V)>> {
     shards
 }
 
+/// Tensors that are written only until `stopped` is true: to be followed by [`check_stop`].
+pub(crate) fn until<'data>(
+    tensors: Vec<(String, Outgoing<'data>)>,
+    stopped: &'data dyn Fn() -> bool,
+) -> Vec<(String, Until<'data>)> {
+    tensors.into_iter().map(|(name, tensor)| (name, Until { tensor, stopped })).collect()
+}
+
+/// An error if what was written into `dir` is not whole because `stopped` became true. To remove it is for the caller.
+pub(crate) fn check_stop(stopped: &dyn Fn() -> bool, dir: &Path) -> Result<(), ModelError> {
+    if stopped() { Err(ModelError::Stopped { dir: dir.to_owned() }) } else { Ok(()) }
+}
+
+/// A tensor that has no bytes any more once `stopped` is true: the only way out of the writing of a file.
+pub(crate) struct Until<'data> {
+    tensor: Outgoing<'data>,
+    stopped: &'data dyn Fn() -> bool,
+}
+
+impl View for Until<'_> {
+    fn dtype(&self) -> Dtype {
+        self.tensor.dtype()
+    }
+
+    fn shape(&self) -> &[usize] {
+        self.tensor.shape()
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        if (self.stopped)() { Cow::Borrowed(&[]) } else { self.tensor.data() }
+    }
+
+    fn data_len(&self) -> usize {
+        self.tensor.data_len()
+    }
+}
+
 /// Writes tensors with the metadata that `transformers` asks for.
 pub(crate) fn write_tensors<V: View>(tensors: Vec<(String, V)>, path: &Path) -> Result<(), ModelError> {
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);

@@ -208,7 +208,8 @@ impl Recipe {
     }
 }
 
-fn refuse<T>(key: &str, expected: &str, found: impl ToString) -> Result<T, TrainError> {
+/// The refusal of a key's value.
+pub(crate) fn refuse<T>(key: &str, expected: &str, found: impl ToString) -> Result<T, TrainError> {
     Err(TrainError::Recipe { key: key.to_owned(), expected: expected.to_owned(), found: found.to_string() })
 }
 
@@ -319,6 +320,10 @@ fn check_numbers(raw: &RawRecipe) -> Result<(), TrainError> {
         () if !positive(clip_norm) => refuse("optimizer.clip_norm", "a number from 0 up (0: no clipping)", clip_norm),
         () if raw.logging.every == 0 => refuse("logging.every", "at least 1 step", 0),
         () if raw.logging.validate_every == Some(0) => refuse("logging.validate_every", "at least 1 step", 0),
+        () if raw.logging.validate_every.is_some() && raw.data.validation.is_none() => {
+            let expected = "a shard set, since `logging.validate_every` is set";
+            refuse("data.validation", expected, "nothing")
+        }
         () if raw.logging.peak_tflops.is_some_and(|peak| !peak.is_finite() || peak <= 0.0) => {
             refuse("logging.peak_tflops", "a number above 0", raw.logging.peak_tflops.unwrap_or_default())
         }

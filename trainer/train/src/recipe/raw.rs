@@ -169,8 +169,8 @@ pub struct RawGroup {
     pub weight_decay: Option<f64>,
     /// Of `language_model` alone: the blocks that learn, counted from 0, or from the end with -1 the last; all of the
     /// component if absent.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub layers: Vec<i64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub layers: Option<Vec<i64>>,
     /// Patterns over parameter names: `*` is any text, `?` one sign. What they match belongs to this group and no longer
     /// to its component's.
     #[serde(rename = "match", default, skip_serializing_if = "Vec::is_empty")]

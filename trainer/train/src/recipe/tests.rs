@@ -68,7 +68,7 @@ fn the_resolved_recipe_gives_an_equal_recipe() {
 
 #[test]
 fn each_wrong_recipe_is_refused_by_its_key() {
-    let cases: [(&[&str], &str); 42] = [
+    let cases: [(&[&str], &str); 43] = [
         (&["train_type=half"], "`freeze_vision_and_llm`, `freeze_vision`, `lora`, `full`, found `half`"),
         (&["train_type=lora", "groups.lora.lr=1e-4"], "`rank`, `alpha` and `targets`"),
         (&["lora.rank=8", "lora.alpha=16", "lora.targets=['q_proj']"], "nothing for `freeze_vision_and_llm`"),
@@ -81,6 +81,7 @@ fn each_wrong_recipe_is_refused_by_its_key() {
         (&["schedule.kind=wsd"], "schedule.decay_steps"),
         (&["schedule.kind=constant", "schedule.floor=0.1"], "schedule.floor"),
         (&["logging.validate_every=0"], "logging.validate_every"),
+        (&["logging.validate_every=5"], "`data.validation`"),
         (&["samples.questions=[]"], "samples.questions"),
         (&["logging.metrics=here"], "logging.metrics"),
         (&["logging.peak_tflops=0.0"], "logging.peak_tflops"),

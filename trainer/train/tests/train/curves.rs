@@ -86,7 +86,7 @@ impl Pair {
             dtype: None,
         };
         fs::create_dir(self.path("model")).expect("created");
-        join.write(&self.path("model")).expect("joined");
+        join.write(&self.path("model"), &|| false).expect("joined");
     }
 
     /// Puts the projector and the adapters that PyTorch started from in the place of the fresh ones.

@@ -3,9 +3,12 @@
 use std::path::Path;
 
 use serde_json::Value;
-use vela_train::{EncodeOptions, FeatureType, Resume, encode};
+use vela_train::{EncodeOptions, FeatureType, Resume, TrainError, encode};
+use vela_types::Record;
 
-use crate::fixture::{Stage, golden, golden_records, loss_bits, open_processor, trainer, write_shards};
+use crate::fixture::{
+    Stage, copy_folder, golden, golden_records, loss_bits, open_processor, trainer, write_set, write_shards,
+};
 
 fn options(stage: &Stage, dtype: FeatureType, output: &str) -> EncodeOptions {
     // The golden model has no processor beside it; a checkpoint has.
@@ -92,7 +95,109 @@ fn features_of_another_tower_and_towers_that_learn_are_refused() {
 }
 
 #[test]
-fn the_command_keeps_whole_shards_and_prints_its_keys() {
+fn features_of_the_same_weights_under_another_config_are_refused() {
+    let stage = stage("freeze_vision");
+    let base = stage.path("base/checkpoints/step-1");
+    let write = |name: &str, edits: &[(&str, Value)]| {
+        copy_folder(&base, &stage.path(name));
+        let path = stage.path(name).join("config.json");
+        let mut config: Value = serde_json::from_slice(&std::fs::read(&path).expect("there")).expect("JSON");
+        for (key, value) in edits {
+            match key.split_once('.') {
+                Some((table, key)) => config[table][key] = value.clone(),
+                None => config[*key] = value.clone(),
+            }
+        }
+        std::fs::write(path, config.to_string()).expect("written");
+    };
+    let last = ("vision_feature_layer", Value::from(-1));
+    for (name, made, edits) in [
+        ("activation", vec![], vec![("vision_config.hidden_act", "gelu".into())]),
+        ("epsilon", vec![], vec![("vision_config.layer_norm_eps", 1e-3.into())]),
+        ("heads", vec![], vec![("vision_config.num_attention_heads", 4.into())]),
+        ("norm", vec![last.clone()], vec![last, ("vision_feature_norm", true.into())]),
+    ] {
+        let (from, other) = (format!("{name}-made"), format!("{name}-other"));
+        write(&from, &made);
+        write(&other, &edits);
+        let set = stage.path(&format!("{name}-features")).display().to_string();
+        let options =
+            EncodeOptions { model: stage.path(&from), output: set.clone(), ..options(&stage, FeatureType::F32, "") };
+        encode(&options, &vela_runtime::Shutdown::new()).expect("encoded");
+        let output = format!("run.output={}", stage.path(&format!("{name}-run")).display());
+        let sets = [format!("data.shards={set}"), format!("model.path={}", stage.path(&other).display()), output];
+        assert_refused(&stage, &sets, &["vision tower of the features", "encode the data with this model"]);
+    }
+}
+
+/// So many records that there is time to stop between them.
+fn many(records: &[Record]) -> Vec<Record> {
+    let round = |round: usize| {
+        let named = move |record: &Record| Record { id: format!("{round}/{}", record.id), ..record.clone() };
+        records.iter().map(named)
+    };
+    (0..100).flat_map(round).collect()
+}
+
+#[test]
+fn told_to_stop_it_ends_within_a_shard() {
+    let stage = stage("freeze_vision");
+    let processor = open_processor(&golden().join("processor"));
+    write_shards(&stage.path("shards-long"), &many(&golden_records(&processor)), &processor);
+    let mut options = options(&stage, FeatureType::Bf16, "features");
+    options.shards = stage.path("shards-long").display().to_string();
+    let shutdown = vela_runtime::Shutdown::new();
+    let encoding = std::thread::spawn({
+        let (options, shutdown) = (options.clone(), shutdown.clone());
+        move || encode(&options, &shutdown)
+    });
+    let has_begun = || {
+        let files = std::fs::read_dir(stage.path("features")).into_iter().flatten();
+        files.filter_map(Result::ok).any(|file| file.file_name().to_string_lossy().contains("shard-00000"))
+    };
+    while !has_begun() {
+        assert!(!encoding.is_finished(), "{:?}", encoding.join());
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    shutdown.request();
+    let fault = encoding.join().expect("no panic").expect_err("stopped");
+    assert!(matches!(fault, TrainError::Stopped { .. }), "{fault}");
+    assert!(!has_begun(), "what was half written is left");
+}
+
+/// Two shards, of which the first is whole when the command is stopped.
+#[test]
+fn stopped_and_started_again_it_keeps_the_shards_that_are_whole() {
+    let stage = stage("freeze_vision");
+    let processor = open_processor(&golden().join("processor"));
+    let records = golden_records(&processor);
+    write_set(&stage.path("two"), &[&records, &many(&records)], processor.summary());
+    let mut options = options(&stage, FeatureType::Bf16, "features");
+    options.shards = stage.path("two").display().to_string();
+    let shutdown = vela_runtime::Shutdown::new();
+    let encoding = std::thread::spawn({
+        let (options, shutdown) = (options.clone(), shutdown.clone());
+        move || encode(&options, &shutdown)
+    });
+    while !stage.path("features/shard-00000.json").is_file() {
+        assert!(!encoding.is_finished(), "{:?}", encoding.join());
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    shutdown.request();
+    encoding.join().expect("no panic").expect_err("stopped");
+    assert!(!stage.path("features/manifest.json").exists());
+    let shard = stage.path("features/shard-00000.parquet");
+    let written = shard.metadata().and_then(|file| file.modified()).expect("there");
+    let report = encode(&options, &vela_runtime::Shutdown::new()).expect("goes on");
+    assert_eq!((report.shards, report.samples), (2, 36 + 3600));
+    assert_eq!(shard.metadata().and_then(|file| file.modified()).expect("there"), written, "made again");
+    let whole = EncodeOptions { output: stage.path("at-once").display().to_string(), ..options };
+    let at_once = encode(&whole, &vela_runtime::Shutdown::new()).expect("encoded");
+    assert_eq!(report.fingerprint, at_once.fingerprint);
+}
+
+#[test]
+fn the_command_leaves_a_finished_set_alone_and_prints_its_keys() {
     let stage = stage("freeze_vision");
     let run = || {
         let mut command = trainer();

@@ -9,7 +9,7 @@ use tempfile::TempDir;
 use vela_processor::{Processor, ProcessorOptions};
 use vela_shard::{BuildFolder, LocalStore, ShardSettings};
 use vela_train::{Recipe, Resume, StepMetrics, TrainError, TrainReport, read_metrics, train};
-use vela_types::{Fingerprint, ImageTensor, Language, Record};
+use vela_types::{Fingerprint, ImageTensor, Language, ProcessorSummary, Record};
 
 /// What `tests/golden/train/make.py` wrote.
 pub(crate) fn golden() -> PathBuf {
@@ -62,15 +62,22 @@ pub(crate) fn read_records(folder: &Path, processor: &Processor) -> Vec<Record> 
 
 /// Writes records as one committed shard set.
 pub(crate) fn write_shards(folder: &Path, records: &[Record], processor: &Processor) {
+    write_set(folder, &[records], processor.summary());
+}
+
+/// Writes records, those of each shard, as one committed shard set.
+pub(crate) fn write_set(folder: &Path, shards: &[&[Record]], processor: &ProcessorSummary) {
     fs::create_dir_all(folder).expect("created");
     let store = std::sync::Arc::new(LocalStore::new(folder));
-    let settings = ShardSettings::new(processor.summary().clone());
-    let fingerprint = Fingerprint(*blake3::hash(format!("{records:?}").as_bytes()).as_bytes());
+    let settings = ShardSettings::new(processor.clone());
+    let fingerprint = Fingerprint(*blake3::hash(format!("{shards:?}").as_bytes()).as_bytes());
     let build = BuildFolder::open(store, fingerprint, settings).expect("an empty folder");
-    let mut writer = build.create_shard(0).expect("a shard");
-    records.iter().for_each(|record| writer.push(record).expect("pushed"));
-    build.complete_shard(0, &writer.finish().expect("finished"), Value::Null).expect("completed");
-    build.commit(1, Default::default(), Value::Null).expect("committed");
+    for (index, records) in (0..).zip(shards) {
+        let mut writer = build.create_shard(index).expect("a shard");
+        records.iter().for_each(|record| writer.push(record).expect("pushed"));
+        build.complete_shard(index, &writer.finish().expect("finished"), Value::Null).expect("completed");
+    }
+    build.commit(shards.len() as u32, Default::default(), Value::Null).expect("committed");
 }
 
 /// A folder with `shards`, `recipe.toml` and, once trained, `run`.
@@ -132,6 +139,25 @@ impl Stage {
             settings["floor"],
         );
         fs::write(self.path("recipe.toml"), text).expect("written");
+    }
+
+    /// Puts `new` in the place of `old` in the recipe.
+    pub(crate) fn edit_recipe(&self, old: &str, new: &str) {
+        let text = fs::read_to_string(self.path("recipe.toml")).expect("there");
+        assert!(text.contains(old), "no `{old}` in: {text}");
+        fs::write(self.path("recipe.toml"), text.replace(old, new)).expect("written");
+    }
+
+    /// Trains in the folder `run` beside the recipe.
+    pub(crate) fn train_in(&self, run: &str, sets: &[&str], resume: &Resume) -> Result<TrainReport, TrainError> {
+        let output = format!("run.output={}", self.path(run).display());
+        self.train(&[sets, &[&*output]].concat(), resume)
+    }
+
+    /// The `trainer_state.json` of a checkpoint.
+    pub(crate) fn state(&self, run: &str, step: u64) -> Value {
+        let path = self.path(run).join(format!("checkpoints/step-{step}/trainer_state.json"));
+        serde_json::from_str(&fs::read_to_string(path).expect("a checkpoint")).expect("JSON")
     }
 
     /// Takes batches from a loader at `address` instead of reading the shards.

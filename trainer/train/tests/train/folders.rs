@@ -5,7 +5,10 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 use tempfile::TempDir;
+use vela_models::{ProjectorKind, ProjectorPreset};
 use vela_processor::codec::encode_png;
+use vela_runtime::Shutdown;
+use vela_train::{ExportPlan, InitPlan, TrainError, export, init};
 
 use crate::fixture::{copy_folder, golden, trainer};
 
@@ -40,7 +43,7 @@ fn text(path: &Path) -> &str {
     path.to_str().expect("UTF-8")
 }
 
-fn init(folder: &Path, vision: &str, language: &str, more: &[&str]) -> Result<Value, (Option<i32>, String)> {
+fn join(folder: &Path, vision: &str, language: &str, more: &[&str]) -> Result<Value, (Option<i32>, String)> {
     let [tower, words] = parts(folder, vision, language);
     let output = folder.join("model");
     let flags = ["init", "--vision", text(&tower), "--language", text(&words), "--output", text(&output)];
@@ -56,7 +59,7 @@ fn answer(model: &Path, image: &Path) -> String {
 #[test]
 fn a_joined_folder_answers_and_its_export_answers_the_same() {
     let folder = TempDir::new().expect("a folder");
-    let report = init(folder.path(), "siglip", "qwen", &["--projector", "linear", "--seed", "4"]).expect("joined");
+    let report = join(folder.path(), "siglip", "qwen", &["--projector", "linear", "--seed", "4"]).expect("joined");
     let numbers = ["image_tokens", "image_token_id", "vocab_size", "rows_added", "projector_parameters"];
     assert_eq!(numbers.map(|key| report[key].as_u64().expect("a number")), [9, 3, 80, 0, 272]);
     assert_eq!(report["opens_in_transformers"], false);
@@ -81,12 +84,12 @@ fn a_joined_folder_answers_and_its_export_answers_the_same() {
 #[test]
 fn a_folder_that_is_there_is_left_alone_and_faults_leave_nothing() {
     let folder = TempDir::new().expect("a folder");
-    init(folder.path(), "clip", "llama", &["--projector", "mlp2x_gelu"]).expect("joined");
-    let (code, told) = init(folder.path(), "clip", "llama", &["--projector", "mlp2x_gelu"]).expect_err("taken");
+    join(folder.path(), "clip", "llama", &["--projector", "mlp2x_gelu"]).expect("joined");
+    let (code, told) = join(folder.path(), "clip", "llama", &["--projector", "mlp2x_gelu"]).expect_err("taken");
     assert_eq!(code, Some(2), "{told}");
     assert!(told.contains("is not empty"), "{told}");
     let other = TempDir::new().expect("a folder");
-    let (code, told) = init(other.path(), "clip", "llama", &["--projector", "mlp"]).expect_err("no such kind");
+    let (code, told) = join(other.path(), "clip", "llama", &["--projector", "mlp"]).expect_err("no such kind");
     assert!(code == Some(2) && told.contains("`ln_mlp`"), "{told}");
     let (_, words) = (fs::remove_file(other.path().join("language/model.safetensors")), other.path().join("language"));
     let tower = other.path().join("vision");
@@ -95,6 +98,50 @@ fn a_folder_that_is_there_is_left_alone_and_faults_leave_nothing() {
     let (code, told) = run(&[&flags[..], &[text(&output)]].concat()).expect_err("no weights");
     assert!(code == Some(2) && told.contains("model.safetensors.index.json"), "{told}");
     assert_eq!(fs::read_dir(other.path()).expect("listed").count(), 2);
+}
+
+#[test]
+fn told_to_stop_they_leave_nothing_and_what_a_kill_left_is_removed() {
+    let folder = TempDir::new().expect("a folder");
+    let [tower, words] = parts(folder.path(), "clip", "llama");
+    let projector = ProjectorPreset { kind: ProjectorKind::Linear, bias: true };
+    let plan = InitPlan {
+        vision: tower,
+        language: words,
+        output: folder.path().join("model"),
+        projector,
+        feature_layer: -2,
+        feature_norm: false,
+        template: None,
+        seed: 0,
+        dtype: None,
+    };
+    let stopped = Shutdown::new();
+    stopped.request();
+    let names = || {
+        let entries = fs::read_dir(folder.path()).expect("listed");
+        let mut names: Vec<_> = entries.map(|entry| entry.expect("an entry").file_name()).collect();
+        names.sort();
+        names
+    };
+    let fault = init(&plan, &stopped).expect_err("stopped");
+    assert!(matches!(fault, TrainError::Stopped { .. }), "{fault}");
+    assert_eq!(names(), ["language", "vision"]);
+    let left = folder.path().join(".model.partial");
+    fs::create_dir(&left).and_then(|()| fs::write(left.join("litter"), "")).expect("as after a kill");
+    init(&plan, &Shutdown::new()).expect("made");
+    assert_eq!(names(), ["language", "model", "vision"]);
+    assert!(!plan.output.join("litter").exists());
+    let plan = ExportPlan {
+        model: plan.output,
+        output: folder.path().join("export"),
+        dtype: None,
+        max_shard_bytes: None,
+        merge: false,
+    };
+    let fault = export(&plan, &stopped).expect_err("stopped");
+    assert!(matches!(fault, TrainError::Stopped { .. }), "{fault}");
+    assert_eq!(names(), ["language", "model", "vision"]);
 }
 
 #[test]

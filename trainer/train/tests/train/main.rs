@@ -12,6 +12,7 @@ mod loader;
 mod mpirun;
 mod options;
 mod packing;
+mod poison;
 mod ranks;
 mod recipes;
 mod report;

@@ -5,11 +5,11 @@ use std::path::Path;
 
 use candle_core::{Device, Tensor};
 use vela_models::{Vlm, is_adapter};
-use vela_train::{Chat, Question, Resume, SkippedStep, TrainError, read_answers};
+use vela_train::{Chat, Question, Resume, TrainError, read_answers};
 use vela_types::ImageRef;
 
 use crate::chat::write_image;
-use crate::fixture::{Stage, golden, loss_bits, open_processor, write_shards};
+use crate::fixture::{Stage, copy_folder, golden, golden_records, loss_bits, open_processor, write_shards};
 
 /// Names of the parameters in which two model folders differ.
 fn changed(before: &Path, after: &Path) -> BTreeSet<String> {
@@ -83,26 +83,6 @@ fn each_schedule_ends_where_it_says() {
 }
 
 #[test]
-fn steps_that_are_not_finite_are_left_out_by_name_and_not_without_end() {
-    let stage = Stage::new("freeze_vision_and_llm");
-    let sets = [
-        "groups.projector.lr=1e30",
-        "schedule.warmup_steps=0",
-        "guard.non_finite=skip",
-        "guard.max_skipped=2",
-        "optimizer.clip_norm=0.0",
-    ];
-    let fault = stage.train(&sets, &Resume::Fresh).expect_err("more than two");
-    assert!(matches!(&fault, TrainError::NonFinite { step: 4, .. }), "{fault}");
-    assert!(fault.to_string().contains("2 steps were left out"), "{fault}");
-    let text = std::fs::read_to_string(stage.path("run/skipped.jsonl")).expect("written");
-    let skipped: Vec<SkippedStep> = text.lines().map(|line| serde_json::from_str(line).expect("a line")).collect();
-    assert_eq!(skipped.iter().map(|step| step.step).collect::<Vec<_>>(), [2, 3]);
-    assert!(skipped[0].samples.contains(&"golden/8".to_owned()), "{skipped:?}");
-    assert_eq!(stage.metrics("run").len(), 1);
-}
-
-#[test]
 fn the_largest_micro_batch_is_tried_first_and_changes_nothing() {
     let stage = Stage::new("freeze_vision");
     let output = stage.command(&["run.max_steps=5".into()], &[]).output().expect("run");
@@ -144,7 +124,7 @@ fn questions_are_answered_while_it_learns_as_the_checkpoint_answers_them() {
 fn the_validation_loss_is_measured_as_often_as_asked() {
     let stage = Stage::new("freeze_vision_and_llm");
     let processor = open_processor(&golden().join("processor"));
-    write_shards(&stage.path("held-out"), &crate::fixture::golden_records(&processor)[..5], &processor);
+    write_shards(&stage.path("held-out"), &golden_records(&processor)[..5], &processor);
     let set = format!("data.validation={}", stage.path("held-out").display());
     stage
         .train(&[&set, "run.max_steps=7", "logging.validate_every=2", "logging.every=7"], &Resume::Fresh)
@@ -152,6 +132,48 @@ fn the_validation_loss_is_measured_as_often_as_asked() {
     let lines = stage.metrics("run");
     let measured: Vec<u64> = lines.iter().filter(|line| line.validation_loss.is_some()).map(|line| line.step).collect();
     assert_eq!(measured, [2, 4, 5, 6, 7]);
+}
+
+#[test]
+fn a_validation_set_that_does_not_fit_is_refused_before_the_first_step() {
+    let stage = Stage::new("freeze_vision_and_llm");
+    let processor = open_processor(&golden().join("processor"));
+    let mut records = golden_records(&processor);
+    let last = records.last_mut().expect("some");
+    last.input_ids.resize(40, 9);
+    last.labels.resize(40, 9);
+    write_shards(&stage.path("long"), &records, &processor);
+    let other = stage.path("processor");
+    copy_folder(&golden().join("processor"), &other);
+    let text = std::fs::read_to_string(other.join("preprocessor_config.json")).expect("there");
+    std::fs::write(other.join("preprocessor_config.json"), text.replace("0.48145466", "0.5")).expect("written");
+    write_shards(&stage.path("other"), &golden_records(&processor)[..5], &open_processor(&other));
+    for (set, part) in [("typo", "typo"), ("long", "golden/35"), ("other", "build them again")] {
+        let set = format!("data.validation={}", stage.path(set).display());
+        let told = stage.train(&["run.max_steps=5", &set], &Resume::Fresh).expect_err(part);
+        assert!(told.is_usage() && in_full(&told).contains(part), "{}", in_full(&told));
+        assert_eq!(stage.metrics("run").len(), 0, "{part}");
+    }
+}
+
+/// An error with all that it came from.
+fn in_full(fault: &TrainError) -> String {
+    let causes = std::iter::successors(Some(fault as &dyn std::error::Error), |fault| fault.source());
+    causes.map(|fault| fault.to_string()).collect::<Vec<_>>().join(": ")
+}
+
+#[test]
+fn a_folder_with_adapters_is_trained_as_adapters_or_merged_first() {
+    let stage = Stage::new("lora");
+    let adapted = stage.train_in("adapted", &["run.max_steps=1", "schedule.warmup_steps=0"], &Resume::Fresh);
+    let from = format!("model.path={}", adapted.expect("a run").checkpoint.expect("one").display());
+    for train_type in ["freeze_vision", "full"] {
+        let told = Stage::new(train_type).train(&[&from], &Resume::Fresh).expect_err("its base would be lost");
+        let text = told.to_string();
+        assert!(told.is_usage() && text.contains("`train_type`") && text.contains("trainer export --merge"), "{text}");
+    }
+    // Its projector may learn: an export of adapters has it.
+    Stage::new("freeze_vision_and_llm").train(&[&from, "run.max_steps=4"], &Resume::Fresh).expect("a run");
 }
 
 #[test]

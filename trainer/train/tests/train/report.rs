@@ -59,6 +59,19 @@ fn a_page_about_both_stages_needs_no_other_file() {
 }
 
 #[test]
+fn answers_stand_under_their_own_questions() {
+    let stage = Stage::new("freeze_vision_and_llm");
+    let asked = |question: &str| format!("samples.questions=[{{question='{question}'}}]");
+    stage.train(&["run.max_steps=4", &asked("w9 w10"), "samples.max_new_tokens=2"], &Resume::Fresh).expect("a run");
+    stage.train(&["run.max_steps=6", &asked("w11 w12"), "samples.max_new_tokens=2"], &Resume::Auto).expect("longer");
+    let html = std::fs::read_to_string(stage.path("run/report.html")).expect("written");
+    let tables: Vec<&str> = html.split("<table class=\"answers\">").skip(1).collect();
+    assert_eq!(tables.len(), 2, "{html}");
+    assert!(tables[0].contains("w9 w10") && tables[0].contains("<td>4</td>") && !tables[0].contains("<td>6</td>"));
+    assert!(tables[1].contains("w11 w12") && tables[1].contains("<td>6</td>"));
+}
+
+#[test]
 fn metrics_lines_hold_speed_utilisation_and_memory() {
     let stage = Stage::new("freeze_vision");
     stage.train(&["run.max_steps=6", "logging.every=2", "logging.peak_tflops=0.001"], &Resume::Fresh).expect("a run");

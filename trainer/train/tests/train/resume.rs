@@ -5,10 +5,10 @@ use std::path::Path;
 use std::process::Child;
 use std::time::{Duration, Instant};
 
-use vela_train::{Resume, TrainError};
+use vela_train::{EncodeOptions, FeatureType, Resume, TrainError, encode, read_answers};
 use vela_types::SeedStream;
 
-use crate::fixture::{Stage, loss_bits};
+use crate::fixture::{Stage, copy_folder, golden, golden_records, loss_bits, open_processor, write_shards};
 
 const STEPS: u64 = 40;
 
@@ -26,7 +26,7 @@ fn num_lines(metrics: &Path) -> u64 {
 }
 
 /// Waits until the metrics have that many lines; false if the process ended first.
-fn wait_for_lines(child: &mut Child, metrics: &Path, lines: u64) -> bool {
+pub(crate) fn wait_for_lines(child: &mut Child, metrics: &Path, lines: u64) -> bool {
     let deadline = Instant::now() + Duration::from_secs(120);
     while num_lines(metrics) < lines {
         assert!(Instant::now() < deadline, "no progress");
@@ -76,8 +76,7 @@ fn a_termination_leaves_a_checkpoint_and_says_how_to_go_on() {
     long[1] = "run.max_steps=100000".into();
     let mut child = stage.command(&long, &["--json"]).spawn().expect("spawned");
     assert!(wait_for_lines(&mut child, &stage.path("run").join("metrics.jsonl"), 4));
-    let signal = format!("kill -TERM {}", child.id());
-    assert!(std::process::Command::new("sh").args(["-c", &signal]).status().expect("sh").success());
+    terminate(&child);
     let output = child.wait_with_output().expect("ended");
     assert_eq!(output.status.code(), Some(1), "{}", String::from_utf8_lossy(&output.stderr));
     let told = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -87,6 +86,97 @@ fn a_termination_leaves_a_checkpoint_and_says_how_to_go_on() {
     assert_eq!(json["interrupted"], true);
     let checkpoint = json["checkpoint"].as_str().expect("a path").to_owned();
     assert!(checkpoint.ends_with(&format!("step-{}", json["steps"])) && Path::new(&checkpoint).is_dir(), "{json}");
+}
+
+#[test]
+fn a_termination_between_validations_leaves_a_checkpoint_without_a_score() {
+    let stage = Stage::new("freeze_vision_and_llm");
+    let processor = open_processor(&golden().join("processor"));
+    write_shards(&stage.path("held-out"), &golden_records(&processor)[..5], &processor);
+    let mut long = sets(&stage, "run");
+    long[1] = "run.max_steps=100000".into();
+    long[3] = "checkpoint.every=100000".into();
+    long.push(format!("data.validation={}", stage.path("held-out").display()));
+    let mut child = stage.command(&long, &["--json"]).spawn().expect("spawned");
+    assert!(wait_for_lines(&mut child, &stage.path("run").join("metrics.jsonl"), 4));
+    terminate(&child);
+    let output = child.wait_with_output().expect("ended");
+    let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
+    let json: serde_json::Value = serde_json::from_str(stdout.lines().last().expect("a line")).expect("JSON");
+    let step = json["steps"].as_u64().expect("a number");
+    assert_eq!(
+        stage.state("run", step)["score"],
+        serde_json::Value::Null,
+        "a loss of training beside those of validation"
+    );
+}
+
+#[test]
+fn a_second_process_is_kept_out_of_a_run_folder_and_of_an_encodes_output() {
+    let stage = Stage::new("freeze_vision_and_llm");
+    let mut long = sets(&stage, "run");
+    long[1] = "run.max_steps=100000".into();
+    let mut child = stage.command(&long, &[]).spawn().expect("spawned");
+    assert!(wait_for_lines(&mut child, &stage.path("run").join("metrics.jsonl"), 4));
+    let output = stage.command(&long, &["--resume", "auto"]).output().expect("run");
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(2), "{told}");
+    assert!(told.contains("is in use by another process") && told.contains("/run`"), "{told}");
+    child.kill().and_then(|()| child.wait()).expect("ended");
+    // The lock goes with its process, whatever ended that.
+    long[1] = "run.max_steps=8".into();
+    let again = stage.command(&long, &["--resume", "auto"]).output().expect("run");
+    assert!(!String::from_utf8_lossy(&again.stderr).contains("in use"), "{again:?}");
+    assert!(!stage.path("run/.lock").exists());
+    let checkpoint = stage.train_in("base", &["run.max_steps=1", "schedule.warmup_steps=0"], &Resume::Fresh);
+    let options = EncodeOptions {
+        model: checkpoint.expect("a run").checkpoint.expect("one"),
+        shards: stage.path("shards").display().to_string(),
+        output: stage.path("features").display().to_string(),
+        dtype: FeatureType::F32,
+        batch: 4,
+    };
+    fs::create_dir(stage.path("features")).expect("created");
+    let lock = fs::File::create(stage.path("features/.lock")).expect("created");
+    lock.lock().expect("free");
+    let fault = encode(&options, &vela_runtime::Shutdown::new()).expect_err("in use");
+    assert!(matches!(&fault, TrainError::InUse { path } if path.ends_with("features")), "{fault}");
+    drop(lock);
+    encode(&options, &vela_runtime::Shutdown::new()).expect("free");
+}
+
+fn terminate(child: &Child) {
+    let signal = format!("kill -TERM {}", child.id());
+    assert!(std::process::Command::new("sh").args(["-c", &signal]).status().expect("sh").success());
+}
+
+#[test]
+fn a_checkpoint_needs_neither_the_folder_it_started_from_nor_its_processor() {
+    let stage = Stage::new("freeze_vision_and_llm");
+    let base = stage.path("base");
+    copy_folder(&golden().join("model"), &base);
+    copy_folder(&golden().join("processor"), &base);
+    let text = fs::read_to_string(stage.path("recipe.toml")).expect("there");
+    let lines =
+        text.lines().filter(|line| !line.starts_with("processor = ")).map(|line| match line.starts_with("path = ") {
+            true => format!("path = '{}'\n", base.display()),
+            false => format!("{line}\n"),
+        });
+    fs::write(stage.path("recipe.toml"), lines.collect::<String>()).expect("written");
+    stage.train(&["run.max_steps=5"], &Resume::Fresh).expect("a run");
+    fs::rename(&base, stage.path("elsewhere")).expect("moved");
+    assert_eq!(stage.train(&["run.max_steps=8"], &Resume::Auto).expect("goes on").steps, 8);
+}
+
+#[test]
+fn answers_before_the_first_step_are_not_doubled_by_a_kill_before_the_first_checkpoint() {
+    let stage = Stage::new("freeze_vision_and_llm");
+    let sets = ["run.max_steps=4", "samples.max_new_tokens=1", "samples.questions=[{question='w9'}]"];
+    stage.train(&sets, &Resume::Fresh).expect("a run");
+    fs::remove_dir_all(stage.path("run/checkpoints")).expect("as if killed before");
+    stage.train(&sets, &Resume::Auto).expect("from the start");
+    let lines = read_answers(&stage.path("run/answers.jsonl")).expect("written");
+    assert_eq!(lines.iter().map(|line| line.step).collect::<Vec<_>>(), [0, 4]);
 }
 
 #[test]
