@@ -49,7 +49,7 @@ impl MemoryEstimate {
     }
 
     /// What a process that holds `held` bytes has yet to get.
-    pub(crate) fn to_come(&self, held: u64) -> u64 {
+    pub(crate) fn beyond(&self, held: u64) -> u64 {
         self.total().saturating_sub(held)
     }
 
@@ -158,7 +158,7 @@ mod tests {
     #[test]
     fn what_is_held_is_not_to_come() {
         let estimate = MemoryEstimate { weights: 10, gradients: 20, moments: 20, activations: 5, batches: 1 };
-        assert_eq!([0, 30, 56, 99].map(|held| estimate.to_come(held)), [56, 26, 0, 0]);
+        assert_eq!([0, 30, 56, 99].map(|held| estimate.beyond(held)), [56, 26, 0, 0]);
     }
 
     #[cfg(target_os = "linux")]

@@ -215,7 +215,7 @@ impl<'a> Trainer<'a> {
             records.watch.introduce(progress);
         }
         // Weights and moments are there by now, or have been promised.
-        let to_come = estimate.to_come(held_memory().unwrap_or(0));
+        let to_come = estimate.beyond(held_memory().unwrap_or(0));
         if let Some(free) = free_memory().filter(|&free| free < to_come) {
             let (free, to_come) = (in_mib(free), in_mib(to_come));
             let remedy = "lower `batch.micro` or `batch.max_length`";
