@@ -4,9 +4,8 @@
 use candle_core::{DType, Device, Tensor, Var};
 use vela_kernels::{
     AdamWStep, AttentionMask, IGNORE_LABEL, KernelError, RopeTable, adamw_step, attention, attention_rows, dropout,
-    embedding,
-    gelu_erf, gelu_tanh, layer_norm, linear, linear_cross_entropy, quick_gelu, rms_norm, rope, scale, silu, softmax,
-    splice_rows, square_sum, swiglu,
+    embedding, gelu_erf, gelu_tanh, layer_norm, linear, linear_cross_entropy, quick_gelu, rms_norm, rope, scale, silu,
+    softmax, splice_rows, square_sum, swiglu,
 };
 
 type Op<'a> = (&'static str, Vec<Tensor>, Box<dyn Fn(&[Tensor]) -> vela_kernels::Result<Tensor> + 'a>);

@@ -219,12 +219,7 @@ impl LanguageModel {
         self.run(x_BTD, Context { positions_BT, mask, rope: &self.rope, dropout, index: 0 }, None)
     }
 
-    fn run(
-        &self,
-        x_BTD: &Tensor,
-        context: Context<'_>,
-        mut cache: Option<&mut KvCache>,
-    ) -> Result<Tensor, ModelError> {
+    fn run(&self, x_BTD: &Tensor, context: Context<'_>, mut cache: Option<&mut KvCache>) -> Result<Tensor, ModelError> {
         let mut x_BTD = x_BTD.clone();
         for (index, block) in self.blocks.iter().enumerate() {
             let context = Context { index, ..context };

@@ -7,8 +7,8 @@
 use candle_core::Tensor;
 use vela_kernels as kernels;
 
-use crate::ModelError;
 use crate::DropoutKeys;
+use crate::ModelError;
 use crate::config::{Activation, LoraConfig};
 use crate::init::{Init, name_hash};
 use crate::params::{Params, Specs};

@@ -203,7 +203,10 @@ fn an_export_larger_than_a_shard_is_several_with_an_index_and_the_same_model() {
     assert!(files.len() > 3 && !cut.path().join(FILE).exists(), "{files:?}");
     let mut total = 0;
     for file in &files {
-        assert!(file.starts_with("model-000") && file.ends_with(&format!("-of-{:05}.safetensors", files.len())), "{file}");
+        assert!(
+            file.starts_with("model-000") && file.ends_with(&format!("-of-{:05}.safetensors", files.len())),
+            "{file}"
+        );
         let bytes = fs::read(cut.path().join(file)).unwrap();
         let shard = SafeTensors::deserialize(&bytes).unwrap();
         let sizes: Vec<u64> = shard.tensors().iter().map(|(_, view)| view.data().len() as u64).collect();
@@ -304,7 +307,8 @@ fn what_the_published_class_cannot_say_is_refused_by_key() {
     let refused = |model: &Vlm| {
         let (own, out) = (TempDir::new().unwrap(), TempDir::new().unwrap());
         model.save(own.path()).unwrap();
-        let told = Export { model: own.path(), dtype: None, max_shard_bytes: None }.write(out.path()).unwrap_err().to_string();
+        let told =
+            Export { model: own.path(), dtype: None, max_shard_bytes: None }.write(out.path()).unwrap_err().to_string();
         assert_eq!(fs::read_dir(out.path()).unwrap().count(), 0);
         told
     };
@@ -317,6 +321,9 @@ fn what_the_published_class_cannot_say_is_refused_by_key() {
     assert!(refused(&model).contains("`vision_feature_norm`"));
     let (own, out) = (TempDir::new().unwrap(), TempDir::new().unwrap());
     small(LanguageFamily::Llama, ProjectorKind::Mlp2xGelu, None).save(own.path()).unwrap();
-    let told = Export { model: own.path(), dtype: None, max_shard_bytes: None }.write_adapter(out.path()).unwrap_err().to_string();
+    let told = Export { model: own.path(), dtype: None, max_shard_bytes: None }
+        .write_adapter(out.path())
+        .unwrap_err()
+        .to_string();
     assert!(told.contains("`lora`"), "{told}");
 }
