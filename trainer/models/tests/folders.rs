@@ -195,7 +195,7 @@ fn an_export_larger_than_a_shard_is_several_with_an_index_and_the_same_model() {
     small(LanguageFamily::Llama, ProjectorKind::Mlp2xGelu, None).save(own.path()).unwrap();
     const MOST: u64 = 4000;
     for (dir, max_shard_bytes) in [(&whole, Some(1 << 30)), (&cut, Some(MOST))] {
-        Export { model: own.path(), dtype: None, max_shard_bytes }.write(dir.path()).unwrap();
+        Export { model: own.path(), dtype: None, max_shard_bytes }.write(dir.path(), &|| false).unwrap();
     }
     assert!(whole.path().join(FILE).is_file() && !whole.path().join("model.safetensors.index.json").exists());
     let text = fs::read_to_string(cut.path().join("model.safetensors.index.json")).unwrap();

@@ -84,7 +84,7 @@ fn a_safetensors_file_comes_first() {
 }
 
 fn told(dir: &TempDir) -> String {
-    joined(dir.path()).err().expect("refused").to_string()
+    joined(dir.path()).expect_err("refused").to_string()
 }
 
 #[test]

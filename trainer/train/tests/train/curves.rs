@@ -17,9 +17,11 @@ use vela_train::{RawBatch, RawPacking, RawRecipe, Recipe, Resume, StepMetrics, r
 
 use crate::fixture::{copy_folder, golden, open_processor, read_records, write_shards};
 
-/// Largest relative difference of a loss or a gradient norm from PyTorch's, at any of the fifty steps. PyTorch parts from
-/// itself by up to 3.2e-5 over them when it adds up micro-batches of one sample (`differs` in `curves.json`).
-const TOLERANCE: f64 = 1e-4;
+/// Largest relative difference of a loss from PyTorch's, at any of the fifty steps; 4.1e-6 was the largest found.
+const LOSS_TOLERANCE: f64 = 2e-5;
+/// The same of a gradient norm, of which 3.2e-5 was found: PyTorch's parts from itself by as much when it adds up
+/// micro-batches of one sample (`differs` in `curves.json`).
+const NORM_TOLERANCE: f64 = 1e-4;
 /// The mean of the last ten losses is below this share of that of the first ten.
 const FALL: f64 = 0.9;
 
@@ -153,8 +155,8 @@ impl Pair {
         train(&self.recipe(run), &Resume::Fresh, &Shutdown::new()).unwrap_or_else(|fault| panic!("{run}: {fault:?}"));
         let lines = read_metrics(&self.path(run).join("metrics.jsonl")).expect("readable");
         let golden = &self.golden["runs"][run];
-        let losses = assert_close(run, "losses", &lines, |line| line.loss, golden);
-        assert_close(run, "grad_norms", &lines, |line| line.grad_norm, golden);
+        let losses = assert_close(run, &golden["losses"], &lines, |line| line.loss, LOSS_TOLERANCE);
+        assert_close(run, &golden["grad_norms"], &lines, |line| line.grad_norm, NORM_TOLERANCE);
         let mean = |part: &[f64]| part.iter().sum::<f64>() / part.len() as f64;
         let (first, last) = (mean(&losses[..10]), mean(&losses[40..]));
         assert!(last < first * FALL, "{run}: it does not learn: {first} at first, {last} at last");
@@ -164,20 +166,19 @@ impl Pair {
 /// The values that were found.
 fn assert_close(
     run: &str,
-    key: &str,
+    expected: &Value,
     lines: &[StepMetrics],
     pick: fn(&StepMetrics) -> f64,
-    golden: &Value,
+    tolerance: f64,
 ) -> Vec<f64> {
-    let expected: Vec<f64> = serde_json::from_value(golden[key].clone()).expect("numbers");
+    let expected: Vec<f64> = serde_json::from_value(expected.clone()).expect("numbers");
     let found: Vec<f64> = lines.iter().map(pick).collect();
     assert_eq!(found.len(), expected.len(), "{run}");
     let differences = found.iter().zip(&expected).map(|(found, expected)| (found - expected).abs() / expected.abs());
     let (step, worst) = differences.enumerate().max_by(|a, b| a.1.total_cmp(&b.1)).expect("fifty steps");
-    println!("{run} {key}: at most {worst:.1e}, in step {}", step + 1);
     assert!(
-        worst < TOLERANCE,
-        "{run}: {key} of step {}: {} expected, {} found ({worst:.1e})",
+        worst < tolerance,
+        "{run}: step {}: {} expected, {} found ({worst:.1e})",
         step + 1,
         expected[step],
         found[step]
