@@ -36,7 +36,7 @@ fn joined(language: &Path) -> Result<HashMap<String, Tensor>, ModelError> {
         seed: 3,
         dtype: None,
     };
-    join.write(output.path())?;
+    join.write(output.path(), &|| false)?;
     Ok(candle_core::safetensors::load(output.path().join("model.safetensors"), &DEVICE).unwrap())
 }
 
