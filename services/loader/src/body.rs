@@ -89,16 +89,32 @@ where
         let (answer, stop) = (self.inner.call(request), self.stop.clone());
         Box::pin(async move {
             let stopped = Box::pin(async move { stop.wait().await });
-            Ok(answer.await?.map(|body| Body::new(EndingBody { body, stopped: Some(stopped) })))
+            Ok(answer.await?.map(|body| Body::new(EndingBody { body, stop: Stop::Waiting(stopped) })))
         })
     }
 }
 
-/// A body that ends with a status when `stopped` is done.
+/// A body that ends with a status once the server stops and it has nothing ready.
 struct EndingBody {
     body: Body,
-    /// `None` once it has ended so.
-    stopped: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
+    stop: Stop,
+}
+
+enum Stop {
+    Waiting(Pin<Box<dyn Future<Output = ()> + Send>>),
+    Come,
+    /// The body has ended for it.
+    Told,
+}
+
+impl Stop {
+    fn poll(&mut self, context: &mut Context<'_>) {
+        if let Self::Waiting(stopped) = self
+            && stopped.as_mut().poll(context).is_ready()
+        {
+            *self = Self::Come;
+        }
+    }
 }
 
 impl http_body::Body for EndingBody {
@@ -106,14 +122,14 @@ impl http_body::Body for EndingBody {
     type Error = Status;
 
     fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        let Some(stopped) = &mut self.stopped else { return Poll::Ready(None) };
-        let is_stopped = stopped.as_mut().poll(context).is_ready();
-        match Pin::new(&mut self.body).poll_frame(context) {
-            Poll::Pending if is_stopped => {
-                self.stopped = None;
+        self.stop.poll(context);
+        match (&self.stop, Pin::new(&mut self.body).poll_frame(context)) {
+            (Stop::Told, _) => Poll::Ready(None),
+            (Stop::Come, Poll::Pending) => {
+                self.stop = Stop::Told;
                 Poll::Ready(Some(trailers(&Status::unavailable("the loader is stopping"))))
             }
-            polled => polled,
+            (_, polled) => polled,
         }
     }
 
@@ -133,6 +149,26 @@ mod tests {
     use http_body_util::BodyExt;
 
     use super::*;
+
+    #[tokio::test]
+    async fn a_stopped_body_gives_what_is_ready_and_then_the_word() {
+        let stop = Shutdown::new();
+        let (sender, parts) = tokio::sync::mpsc::channel(4);
+        let part = || EncodedPart { pieces: [Bytes::from_static(b"one")].into(), payload_bytes: 3 };
+        for _ in 0..2 {
+            sender.send(Ok(part())).await.expect("room");
+        }
+        let stopped = stop.clone();
+        let stopped = Box::pin(async move { stopped.wait().await });
+        let body = BatchBody::of(tokio_stream::wrappers::ReceiverStream::new(parts));
+        let mut body = EndingBody { body, stop: Stop::Waiting(stopped) };
+        stop.request();
+        for _ in 0..2 {
+            assert!(body.frame().await.expect("a frame").expect("no fault").is_data(), "it was ready");
+        }
+        assert!(body.frame().await.expect("a frame").expect("no fault").is_trailers());
+        assert!(body.frame().await.is_none() && body.frame().await.is_none());
+    }
 
     #[tokio::test]
     async fn pieces_come_as_they_are_and_the_status_last() {
