@@ -89,6 +89,7 @@ fn recipe(seed: u64, stage: StagePlan, output: PathBuf, loader: &str, model: Raw
         logging: RawLogging::default(),
         samples: None,
         checkpoint: RawCheckpoint { every: stage.steps, keep: 1 },
+        ranks: Default::default(),
     }
 }
 
