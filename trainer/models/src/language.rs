@@ -20,6 +20,7 @@ use crate::ModelError;
 use crate::config::{LanguageConfig, LanguageFamily};
 use crate::layers::{Linear, LinearShape, RmsNorm};
 use crate::params::{Params, Specs};
+use crate::recompute::Recompute;
 
 /// Where a language model's parameters are in a `LlavaForConditionalGeneration` file.
 pub(crate) const LANGUAGE_PREFIX: &str = "language_model";
@@ -101,6 +102,7 @@ pub struct LanguageModel {
     norm: RmsNorm,
     head_VD: Tensor,
     rope: Arc<RopeTable>,
+    recompute: Recompute,
 }
 
 /// Keys and values of the positions already computed, per block.
@@ -188,7 +190,7 @@ impl LanguageModel {
             .map(|layer| Block::new(params, &format!("{prefix}.{}.{layer}", names.blocks), config))
             .collect::<Result<_, _>>()?;
         let norm = RmsNorm::new(params, &format!("{prefix}.{}", names.norm), config.rms_norm_eps)?;
-        Ok(Self { embedding_VD, blocks, norm, head_VD, rope })
+        Ok(Self { embedding_VD, blocks, norm, head_VD, rope, recompute: Recompute::None })
     }
 
     /// Embeddings of token ids (u32, any shape), with the width as last axis.
@@ -205,12 +207,25 @@ impl LanguageModel {
         mask: &AttentionMask,
         mut cache: Option<&mut KvCache>,
     ) -> Result<Tensor, ModelError> {
+        let context = Context { positions_BT: positions_BT.clone(), mask: mask.clone(), rope: self.rope.clone() };
         let mut x_BTD = x_BTD.clone();
         for (index, block) in self.blocks.iter().enumerate() {
-            let context = Context { positions_BT, mask, rope: &self.rope, index };
-            x_BTD = block.forward(&x_BTD, &context, cache.as_deref_mut())?;
+            x_BTD = match cache.as_deref_mut() {
+                Some(cache) => block.forward(&x_BTD, &context, Some((cache, index)))?,
+                None => self
+                    .recompute
+                    .apply(&x_BTD, (block, &context), |x_BTD, (block, context)| block.forward(x_BTD, context, None))?,
+            };
         }
         self.norm.forward(&x_BTD)
+    }
+
+    pub(crate) fn recompute(&self) -> Recompute {
+        self.recompute
+    }
+
+    pub(crate) fn set_recompute(&mut self, recompute: Recompute) {
+        self.recompute = recompute;
     }
 
     /// Logits over the vocabulary of normed states.
@@ -225,12 +240,15 @@ impl LanguageModel {
 }
 
 /// What every block of one pass shares.
-struct Context<'a> {
-    positions_BT: &'a Tensor,
-    mask: &'a AttentionMask,
-    rope: &'a RopeTable,
-    index: usize,
+#[derive(Clone)]
+struct Context {
+    positions_BT: Tensor,
+    mask: AttentionMask,
+    rope: Arc<RopeTable>,
 }
+
+/// The cache, and the number of the block in it.
+type BlockCache<'a> = Option<(&'a mut KvCache, usize)>;
 
 /// Norm, rotary attention, residual, norm, gated feed-forward, residual.
 #[derive(Clone, Debug)]
@@ -304,12 +322,7 @@ impl Block {
         })
     }
 
-    fn forward(
-        &self,
-        x_BTD: &Tensor,
-        context: &Context<'_>,
-        cache: Option<&mut KvCache>,
-    ) -> Result<Tensor, ModelError> {
+    fn forward(&self, x_BTD: &Tensor, context: &Context, cache: BlockCache<'_>) -> Result<Tensor, ModelError> {
         let attended_BTD = self.attend(&self.norm1.forward(x_BTD)?, context, cache)?;
         let x_BTD = kernels::add(x_BTD, &attended_BTD)?;
         let normed_BTD = self.norm2.forward(&x_BTD)?;
@@ -317,18 +330,18 @@ impl Block {
         Ok(kernels::add(&x_BTD, &self.down.forward(&inner)?)?)
     }
 
-    fn attend(&self, x_BTD: &Tensor, context: &Context<'_>, cache: Option<&mut KvCache>) -> Result<Tensor, ModelError> {
+    fn attend(&self, x_BTD: &Tensor, context: &Context, cache: BlockCache<'_>) -> Result<Tensor, ModelError> {
         let [q_BTX, k_BTX] = self.queries_and_keys(x_BTD, context.rope.head_dim())?;
-        let q_BTX = kernels::rope_rows(&q_BTX, context.positions_BT, context.rope)?;
-        let k_BTX = kernels::rope_rows(&k_BTX, context.positions_BT, context.rope)?;
+        let q_BTX = kernels::rope_rows(&q_BTX, &context.positions_BT, &context.rope)?;
+        let k_BTX = kernels::rope_rows(&k_BTX, &context.positions_BT, &context.rope)?;
         let v_BTX = self.value.forward(x_BTD)?;
         let (k_BSX, v_BSX) = match cache {
-            Some(cache) => cache.append(context.index, k_BTX, v_BTX)?,
+            Some((cache, index)) => cache.append(index, k_BTX, v_BTX)?,
             None => (k_BTX, v_BTX),
         };
         let width = context.rope.head_dim();
         let scale = 1.0 / (width as f32).sqrt();
-        self.out.forward(&kernels::attention_rows(&q_BTX, &k_BSX, &v_BSX, width, context.mask, scale)?)
+        self.out.forward(&kernels::attention_rows(&q_BTX, &k_BSX, &v_BSX, width, &context.mask, scale)?)
     }
 
     /// Before rotation, heads of width `width` normed where the family does so.

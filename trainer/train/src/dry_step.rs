@@ -19,7 +19,7 @@ pub(crate) fn dry_step(model: &Vlm, largest: MicroExtents, from_features: bool) 
     let started = Instant::now();
     let batch = largest_batch(model.config(), largest, from_features, model.device())?;
     let (loss, tape) = Tape::record(|| model.loss(&batch));
-    drop(tape.backward(&loss?, 1.0)?);
+    drop(tape.backward(loss?, 1.0)?);
     Ok(started.elapsed())
 }
 

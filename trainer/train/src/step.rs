@@ -85,14 +85,15 @@ impl Stepper {
         let share = 1.0 / batch.step_label_tokens as f64;
         let (loss, tape) = Tape::record(|| self.model.loss(&inputs));
         let loss = loss?;
-        let mut store: GradStore = tape.backward(&loss, share as f32)?;
+        let value = loss.to_scalar::<f32>()?;
+        let mut store: GradStore = tape.backward(loss, share as f32)?;
         self.gradient_check.check_frozen(&self.model, &store)?;
         for (name, var) in self.model.params().trainable() {
             if let Some(gradient) = store.remove(var.as_tensor()) {
                 gradients.add(name, gradient)?;
             }
         }
-        Ok(f64::from(loss.to_scalar::<f32>()? * share as f32))
+        Ok(f64::from(value * share as f32))
     }
 }
 

@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use vela_dataset::{BlendPart, DEFAULT_MAX_BATCH_BYTES};
+use vela_models::Recompute;
 use vela_runtime::{ByteSize, load_config};
 use vela_types::{BatchSpec, PackingSpec};
 
@@ -40,6 +41,7 @@ pub struct Recipe {
     weights: WeightOrigin,
     processor: PathBuf,
     micro: u32,
+    recompute: Recompute,
     groups: ParameterGroups,
     schedule: SchedulePlan,
 }
@@ -116,6 +118,7 @@ impl Recipe {
             processor: check_processor(&raw.model, &weights)?,
             weights,
             micro: check_micro(&raw.batch)?,
+            recompute: check_recompute(&raw.batch)?,
             groups: ParameterGroups::check(train_type, &raw.groups, raw.optimizer.weight_decay)?,
             schedule: SchedulePlan::check(&raw.schedule)?,
             raw,
@@ -177,6 +180,11 @@ impl Recipe {
 
     pub(crate) fn processor(&self) -> &Path {
         &self.processor
+    }
+
+    /// What is held of blocks.
+    pub(crate) fn recompute(&self) -> Recompute {
+        self.recompute
     }
 
     pub(crate) fn groups(&self) -> &ParameterGroups {
@@ -271,6 +279,12 @@ fn check_micro(batch: &RawBatch) -> Result<u32, TrainError> {
         () if batch.max_length < 2 => refuse("batch.max_length", "at least 2 tokens", batch.max_length),
         () => Ok(micro),
     }
+}
+
+fn check_recompute(batch: &RawBatch) -> Result<Recompute, TrainError> {
+    let Some(name) = &batch.recompute else { return Ok(Recompute::None) };
+    let [none, block] = Recompute::NAMES;
+    name.parse().or_else(|()| refuse("batch.recompute", &format!("`{none}` or `{block}`"), name))
 }
 
 fn check_lora(train_type: TrainType, lora: Option<&RawLora>) -> Result<(), TrainError> {

@@ -11,5 +11,6 @@ mod loader;
 mod options;
 mod packing;
 mod recipes;
+mod recompute;
 mod report;
 mod resume;
