@@ -1,17 +1,25 @@
-"""Seconds per training step of `trainer train` beside PyTorch on the same CPU.
+"""A training step of `trainer train`, and a greedy answer of `trainer chat`, beside PyTorch and `transformers` on the same CPU.
 
-    python tests/benches/train_step.py [--binaries target/release] [--tokenizer DIR] [--steps 60] [--repeats 3] [--threads 2]
+    python tests/benches/train_step.py [--binaries target/release] [--qwen DIR] [--minimind DIR] [--cases LIST] [--steps 12] [--turns 3]
 
-It generates data with `pipeline demo-data`, builds shards, and runs these cases, the two competitors in turn:
+It generates data with `pipeline demo-data`, builds shards, makes weights, and runs these cases, the two competitors in turn:
 
-- demo, full and stage 1 (projector alone): trainer/configs/model/demo.toml (projector `mlp2x_gelu`), 16 rows of 32x32 images;
-- mllm, full and stage 1 (only with --tokenizer, the tokenizer files of a Qwen2.5 model): mllm_ch_tiny.toml, 8 rows of 224x224.
+| model | preset | rows of a step | needs |
+|---|---|---|---|
+| demo | demo.toml, `mlp2x_gelu` | 16, images of 32x32 | |
+| minimind | minimind_v.toml: the language model of 26 million weights, CLIP ViT-B/16 at 224 | 16 in stage 1, 4 in stage 2, as its recipes | --minimind |
+| mllm | mllm_ch_quarter.toml: all widths of mllm_ch a quarter | 4 in micro-batches of 2, as its recipes' micro-batches | --qwen |
 
-PyTorch is `LlavaForConditionalGeneration` of `transformers`, loaded from the checkpoint our run leaves (so config and sizes
-are ours), eager, in f32, with `torch.optim.AdamW` and gradient clipping. Its rows have the mean length of ours and as many
-labels, so it computes no padding. Both are measured over the steps after the first ones: wall time, and CPU time of the
-process (user and system), which other load on the machine changes less. One JSON line: medians per step in milliseconds and
-PyTorch's time over ours (above 1: ours is faster).
+`--qwen` and `--minimind` are folders with a tokenizer's files. Stages: `stage1` (projector alone), `stage2` (projector and language
+model), `full` (demo). `MODEL-decode` asks one question about one image, greedy, with a key-value cache, 16 and 144 tokens: the
+difference is the decoding, without start, tower and prompt.
+
+Both start from the same weights (a checkpoint of ours) and take the same rows in the same order; padding is the collator's, up to
+the longest row of a micro-batch. `train_step_peer.py` is the peer, once as it comes (`torch`) and once with logits where labels are
+(`torch_labelled`). Losses step by step are compared. Times are of the steps after the first `WARM`: wall, and CPU of the process
+(user and system). Peak memory is VmHWM of each process over these steps (the kernel's counter, reset by `/proc/PID/clear_refs` after
+the first ones); what of it is mapped files (libraries) is told beside it. One JSON line: medians over the turns, least and most,
+and ratios of ours to the peer's (below 1: ours is faster or smaller; for decoding, above 1 is faster).
 """
 
 import argparse
@@ -26,13 +34,25 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+PEER = Path(__file__).with_name("train_step_peer.py")
 WARM = 5
-ROWS = {"demo": 16, "mllm": 8}
-PRESET = {"demo": "demo.toml", "mllm": "mllm_ch_tiny.toml"}
-STAGES = {"full": "full", "stage1": "freeze_vision_and_llm"}
-GROUPS = {"full": ["projector", "language_model", "vision_tower"], "stage1": ["projector"]}
+LR = 1e-4
+PRESET = {"demo": "demo.toml", "minimind": "minimind_v.toml", "mllm": "mllm_ch_quarter.toml"}
+STAGES = {"full": "full", "stage1": "freeze_vision_and_llm", "stage2": "freeze_vision"}
+GROUPS = {
+    "full": ["projector", "language_model", "vision_tower"],
+    "stage1": ["projector"],
+    "stage2": ["projector", "language_model"],
+}
+# Rows of a step and of a micro-batch.
+ROWS = {
+    ("demo", "full"): (16, 16), ("demo", "stage1"): (16, 16),
+    ("minimind", "stage1"): (16, 16), ("minimind", "stage2"): (4, 4),
+    ("mllm", "stage1"): (4, 2), ("mllm", "stage2"): (4, 2),
+}
+SHORT, LONG = 16, 144
 IMAGES_224 = {
-    "image_processor_type": "ChineseCLIPImageProcessor",
+    "image_processor_type": "CLIPImageProcessor",
     "do_resize": True,
     "size": {"height": 224, "width": 224},
     "resample": 3,
@@ -46,34 +66,36 @@ IMAGES_224 = {
 }
 
 
-def run(*command: object) -> None:
+def run(*command: object) -> str:
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
     if done.returncode != 0:
         sys.exit(f"{command}\n{done.stdout}\n{done.stderr}")
+    return done.stdout
 
 
 def make_data(model: str, folder: Path, options: argparse.Namespace) -> Path:
     """The processor's folder; shards lie beside it."""
-    pipeline, side = options.binaries / "pipeline", {"demo": 32, "mllm": 224}[model]
-    run(pipeline, "demo-data", "--output", folder / "raw", "--samples", 800, "--heldout", 1, "--image-size", side)
+    pipeline, side = options.binaries / "pipeline", 32 if model == "demo" else 224
+    run(pipeline, "demo-data", "--output", folder / "raw", "--samples", 240, "--heldout", 1, "--image-size", side)
     processor = folder / "raw" / "processor"
-    if model == "mllm":
-        processor = folder / "processor"
+    if model != "demo":
+        processor, tokenizer = folder / "processor", {"minimind": options.minimind, "mllm": options.qwen}[model]
         processor.mkdir()
         for name in ["vocab.json", "merges.txt", "tokenizer_config.json", "tokenizer.json"]:
-            if (options.tokenizer / name).exists():
-                shutil.copy(options.tokenizer / name, processor / name)
+            if (tokenizer / name).exists():
+                shutil.copy(tokenizer / name, processor / name)
         (processor / "preprocessor_config.json").write_text(json.dumps(IMAGES_224))
     run(pipeline, "build-shards", "--source", "llava", "--input", folder / "raw/llava/demo_instruct.json",
         "--images", folder / "raw/llava/images", "--processor", processor, "--output", folder / "shards")
     return processor
 
 
-def write_recipe(model: str, stage: str, folder: Path, processor: Path, steps: int) -> Path:
-    rates = "\n".join(f"{group}.lr = 1e-4" for group in GROUPS[stage])
-    path, preset = folder / f"{stage}.toml", folder / "preset.toml"
-    # `LlavaForConditionalGeneration` knows no norm before the projector.
-    preset.write_text((ROOT / "trainer/configs/model" / PRESET[model]).read_text().replace('"ln_mlp"', '"mlp2x_gelu"'))
+def write_recipe(case: tuple[str, str], folder: Path, place: str, steps: int) -> Path:
+    """`place` is the `[model]` table."""
+    model, stage = case
+    rates = "\n".join(f"{group}.lr = {LR}" for group in GROUPS[stage])
+    rows, micro = ROWS[case]
+    path = folder / f"{stage}.toml"
     path.write_text(f"""
 train_type = "{STAGES[stage]}"
 [run]
@@ -82,20 +104,53 @@ seed = 1
 max_steps = {steps}
 [data]
 shards = "{folder / 'shards'}"
+shuffle = false
 [model]
-init = "{preset}"
-processor = "{processor}"
+{place}
 [batch]
-global = {ROWS[model]}
-max_length = 512
+global = {rows}
+micro = {micro}
+max_length = 640
 [groups]
 {rates}
+[schedule]
+kind = "constant"
 [logging]
 every = 1
+tensorboard = false
 [checkpoint]
 every = {steps}
 """)
     return path
+
+
+def make_weights(model: str, stage: str, folder: Path, processor: Path, options: argparse.Namespace) -> Path:
+    """A checkpoint with the weights that both competitors start from."""
+    # `LlavaForConditionalGeneration` knows no norm before the projector.
+    text = (ROOT / "trainer/configs/model" / PRESET[model]).read_text().replace('"ln_mlp"', '"mlp2x_gelu"')
+    # The table grows by `<image>`, to a multiple of 64, as `trainer init` makes it.
+    text = text.replace("vocab_size = 6400", "vocab_size = 6464")
+    (folder / "preset.toml").write_text(text)
+    place = f'init = "{folder / "preset.toml"}"\nprocessor = "{processor}"'
+    recipe = write_recipe((model, stage), folder, place, 1)
+    # A rate that changes next to nothing: a step at a real one teaches a fresh model to end its answers at once.
+    rates = [part for group in GROUPS[stage] for part in ("--set", f"groups.{group}.lr=1e-9")]
+    run(options.binaries / "trainer", "train", "--recipe", recipe, "--set", f"run.output={folder / 'start'}", *rates)
+    start = folder / "start/checkpoints/step-1"
+    if not (start / "config.json").is_file():
+        sys.exit(f"no checkpoint in {start}")
+    # The export is what `transformers` opens: with a tokenizer of its own, and a linear projector as its class has it.
+    if model != "demo":
+        run(options.binaries / "trainer", "export", "--model", start, "--output", folder / "exported")
+        return folder / "exported"
+    return start
+
+
+def account(pid: int, key: str) -> float:
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith(key):
+            return int(line.split()[1]) / 1024
+    raise FileNotFoundError(key)
 
 
 def cpu_seconds(pid: int) -> float:
@@ -103,134 +158,171 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def run_vela(recipe: Path, output: Path, options: argparse.Namespace) -> dict:
-    """Slopes of wall and CPU time over the metrics lines after the first `WARM`."""
+def run_vela(recipe: Path, output: Path, steps: int, options: argparse.Namespace) -> dict:
+    """Slopes of wall and CPU time over the metrics lines after the first `WARM`, and the peak over them."""
     shutil.rmtree(output, ignore_errors=True)
     environment = dict(os.environ, RAYON_NUM_THREADS=str(options.threads))
-    command = [str(options.binaries / "trainer"), "train", "--recipe", str(recipe)]
+    command = [str(options.binaries / "trainer"), "train", "--recipe", str(recipe), *options.set]
     child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment)
-    metrics, seen = output / "metrics.jsonl", []
+    metrics, seen, peak = output / "metrics.jsonl", [], (0.0, 0.0)
     while child.poll() is None:
-        lines = metrics.read_text().splitlines() if metrics.exists() else []
-        if len(lines) >= WARM and (not seen or len(lines) > seen[-1][0]):
-            try:
-                seen.append((len(lines), cpu_seconds(child.pid)))
-            except (FileNotFoundError, ProcessLookupError, IndexError):
-                break
-        time.sleep(0.01)
+        count = metrics.read_text().count("\n") if metrics.exists() else 0
+        try:
+            if count >= WARM and (not seen or count > seen[-1][0]):
+                if not seen:
+                    Path(f"/proc/{child.pid}/clear_refs").write_text("5")
+                seen.append((count, cpu_seconds(child.pid)))
+            # The last line stands before the checkpoint, which is no part of a step.
+            if seen and count < WARM + steps:
+                peak = (account(child.pid, "VmHWM:"), account(child.pid, "RssFile:"))
+        except (FileNotFoundError, ProcessLookupError, IndexError):
+            break
+        time.sleep(0.005)
     if child.wait() != 0:
         sys.exit(child.stderr.read())
     lines = [json.loads(line) for line in metrics.read_text().splitlines()]
-    # The last line stands before the checkpoint, which is no part of a step.
     seen = [point for point in seen if point[0] < len(lines)]
-    first, last = seen[0], seen[-1]
+    (first, first_cpu), (last, last_cpu) = seen[0], seen[-1]
+    ends = [line["seconds"] for line in lines[WARM - 1 :]]
     rest = lines[WARM:]
-    tokens = statistics.mean(line["tokens_per_second"] / line["samples_per_second"] for line in rest)
-    labels = statistics.mean(line["label_tokens_per_second"] / line["samples_per_second"] for line in rest)
     return {
-        "wall_ms": 1e3 * (lines[-1]["seconds"] - lines[WARM - 1]["seconds"]) / (len(lines) - WARM),
-        "cpu_ms": 1e3 * (last[1] - first[1]) / (last[0] - first[0]),
-        "data_wait": statistics.mean(line["data_wait"] for line in rest),
-        "tokens_per_row": round(tokens),
-        "labels_per_row": round(labels),
+        "wall_ms": 1e3 * (ends[-1] - ends[0]) / (len(ends) - 1),
+        "median_ms": 1e3 * statistics.median(b - a for a, b in zip(ends, ends[1:])),
+        "cpu_ms": 1e3 * (last_cpu - first_cpu) / max(last - first, 1),
+        "peak_mib": peak[0],
+        "file_mib": peak[1],
+        "tokens_per_row": statistics.mean(line["tokens_per_second"] / line["samples_per_second"] for line in rest),
+        "labels_per_row": statistics.mean(line["label_tokens_per_second"] / line["samples_per_second"] for line in rest),
+        "losses": [line["loss"] for line in lines],
     }
 
 
-def run_torch(work: dict) -> dict:
-    """Runs in a process of its own; `work` names the checkpoint and the sizes."""
-    import torch
-    from transformers import LlavaForConditionalGeneration
+def run_peer(work: dict, options: argparse.Namespace) -> dict:
+    environment = dict(os.environ, OMP_NUM_THREADS=str(options.threads), MKL_NUM_THREADS=str(options.threads))
+    done = subprocess.run([sys.executable, str(PEER), json.dumps(work)], capture_output=True, text=True, env=environment)
+    if done.returncode != 0:
+        sys.exit(done.stderr)
+    return json.loads(done.stdout.splitlines()[-1])
 
-    torch.set_num_threads(work["threads"])
-    torch.manual_seed(0)
-    model = LlavaForConditionalGeneration.from_pretrained(work["checkpoint"], dtype=torch.float32).train()
-    if work["stage"] == "stage1":
-        model.requires_grad_(False)
-        model.model.multi_modal_projector.requires_grad_(True)
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=1e-4)
-    config, rows, columns = model.config, work["rows"], work["tokens_per_row"]
-    side = config.vision_config.image_size
-    images = (side // config.vision_config.patch_size) ** 2
-    ids = torch.randint(0, min(400, config.text_config.vocab_size), (rows, columns))
-    ids[ids == config.image_token_id] = 0
-    ids[:, 4 : 4 + images] = config.image_token_id
-    labels = ids.clone()
-    labels[:, : columns - work["labels_per_row"]] = -100
-    pixels = torch.rand(rows, 3, side, side)
-    mask = torch.ones_like(ids)
 
-    def step() -> float:
-        loss = model(input_ids=ids, attention_mask=mask, pixel_values=pixels, labels=labels).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        return loss.item()
-
-    for _ in range(WARM):
-        step()
-    wall, cpu = time.monotonic(), time.process_time()
-    for _ in range(work["steps"]):
-        step()
-    return {
-        "wall_ms": 1e3 * (time.monotonic() - wall) / work["steps"],
-        "cpu_ms": 1e3 * (time.process_time() - cpu) / work["steps"],
+def train_case(case: tuple[str, str], folder: Path, start: Path, options: argparse.Namespace) -> dict[str, dict]:
+    """One turn of each competitor."""
+    (model, stage), (rows, micro) = case, ROWS[case]
+    recipe = write_recipe(case, folder, f'path = "{start}"', options.steps + WARM)
+    work = {
+        "kind": "train", "checkpoint": str(start), "shards": str(folder / "shards"), "stage": STAGES[stage], "rows": rows,
+        "micro": micro, "steps": options.steps, "threads": options.threads, "lr": LR,
     }
+    found = {}
+    for name in options.competitors:
+        match name:
+            case "vela":
+                found[name] = run_vela(recipe, folder / stage, options.steps, options)
+            case "torch":
+                found[name] = run_peer({**work, "labelled": False}, options)
+            case "torch_labelled":
+                found[name] = run_peer({**work, "labelled": True}, options)
+    return found
+
+
+def decode_case(folder: Path, start: Path, options: argparse.Namespace) -> dict[str, dict]:
+    image = sorted((folder / "raw/llava/images").iterdir())[0]
+    question = "What do you see in this picture? Tell me everything about it."
+    environment = dict(os.environ, RAYON_NUM_THREADS=str(options.threads))
+    found = {}
+    for name in options.competitors:
+        if name == "vela":
+            said = []
+            for limit in (SHORT, LONG):
+                command = [options.binaries / "trainer", "chat", "--model", start, "--image", image, "--question", question,
+                           "--max-new-tokens", limit, "--json"]
+                done = subprocess.run([str(part) for part in command], capture_output=True, text=True, env=environment)
+                if done.returncode != 0:
+                    sys.exit(done.stderr)
+                said.append(json.loads(done.stdout.splitlines()[-1]))
+            seconds = [answer["tokens"] / answer["tokens_per_second"] for answer in said]
+            found[name] = {"seconds": seconds, "tokens": [answer["tokens"] for answer in said], "answer": said[1]["answer"]}
+        elif name == "torch":
+            work = {"kind": "generate", "checkpoint": str(start), "image": str(image), "question": question, "short": SHORT,
+                    "long": LONG, "threads": options.threads, "shards": str(folder / "shards")}
+            found[name] = run_peer(work, options)
+    for answer in found.values():
+        (few, many), (short, long) = answer["tokens"], answer.pop("seconds")
+        answer["tokens"] = many
+        answer["decode_tokens_per_second"] = (many - few) / (long - short)
+        answer["tokens_per_second"] = many / long
+    return found
+
+
+def summary(runs: list[dict[str, dict]]) -> dict:
+    """Medians of each competitor over the turns, [least, most], and ratios."""
+    names = list(runs[0])
+    report: dict = {}
+    for name in names:
+        report[name] = {}
+        for key, value in runs[0][name].items():
+            if isinstance(value, (int, float)):
+                values = [turn[name][key] for turn in runs]
+                report[name][key] = [round(number, 2) for number in (statistics.median(values), min(values), max(values))]
+    for other in names:
+        if other == "vela" or "vela" not in names:
+            continue
+        ratio = report[f"vela/{other}"] = {}
+        for key in report[other]:
+            if key in report["vela"] and report[other][key][0]:
+                # Turn by turn: a pair ran one after the other.
+                pairs = [turn["vela"][key] / turn[other][key] for turn in runs if turn[other][key]]
+                ratio[key] = round(statistics.median(pairs), 3)
+        ours, theirs = runs[0]["vela"], runs[0][other]
+        if "losses" in ours:
+            errors = [abs(a / b - 1) for a, b in zip(ours["losses"], theirs["losses"])]
+            ratio["loss_error_first"], ratio["loss_error_most"] = errors[0], max(errors)
+            ratio["loss_first"], ratio["loss_last"] = ours["losses"][0], ours["losses"][-1]
+        if "answer" in ours:
+            ratio["answers_equal"] = all(turn["vela"]["answer"] == turn[other]["answer"] for turn in runs)
+    return report
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--binaries", type=Path, default=ROOT / "target/release")
-    parser.add_argument("--tokenizer", type=Path)
-    parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--qwen", type=Path, help="tokenizer files of a Qwen2.5 model")
+    parser.add_argument("--minimind", type=Path, help="tokenizer files of minimind")
+    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--cases", default="", help="only these, such as `demo-full,mllm-stage1`")
-    parser.add_argument("--only", choices=["vela", "torch"], help="one competitor alone (torch still needs one run of ours)")
-    parser.add_argument("--torch", help=argparse.SUPPRESS)
+    parser.add_argument("--cases", default="", help="only these, such as `minimind-stage1,mllm-decode`")
+    parser.add_argument("--competitors", default="vela,torch,torch_labelled")
+    parser.add_argument("--set", action="append", default=[], help="an override of our recipe, such as `batch.recompute=block`")
+    parser.add_argument("--keep", type=Path, help="a folder that keeps data and weights for the next call")
     options = parser.parse_args()
-    if options.torch:
-        print(json.dumps(run_torch(json.loads(options.torch))))
-        return
-    models = ["demo", "mllm"] if options.tokenizer else ["demo"]
-    cases = [(model, stage) for model in models for stage in STAGES]
+    options.competitors = options.competitors.split(",")
+    options.set = [part for value in options.set for part in ("--set", value)]
+    cases = [*ROWS, ("minimind", "decode"), ("mllm", "decode")]
+    has = {"demo": True, "minimind": options.minimind, "mllm": options.qwen}
+    cases = [case for case in cases if has[case[0]]]
     if options.cases:
         cases = [case for case in cases if "-".join(case) in options.cases.split(",")]
-    found: dict[str, dict[str, list[dict]]] = {}
     with tempfile.TemporaryDirectory() as scratch:
-        processors = {}
-        for model in {model for model, _ in cases}:
-            folder = Path(scratch) / model
-            folder.mkdir()
-            processors[model] = make_data(model, folder, options)
-        for repeat in range(options.repeats):
+        scratch, starts = options.keep or Path(scratch), {}
+        for model in dict.fromkeys(model for model, _ in cases):
+            folder = scratch / model
+            ready = folder / "ready.json"
+            if not ready.exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir(parents=True)
+                stage = "full" if model == "demo" else "stage2"
+                start = make_weights(model, stage, folder, make_data(model, folder, options), options)
+                ready.write_text(json.dumps(str(start)))
+            starts[model] = Path(json.loads(ready.read_text()))
+        runs: dict[str, list] = {"-".join(case): [] for case in cases}
+        for turn in range(options.turns):
             for model, stage in cases:
-                folder = Path(scratch) / model
-                runs = found.setdefault(f"{model}-{stage}", {"vela": [], "torch": []})
-                if options.only != "torch" or repeat == 0:
-                    recipe = write_recipe(model, stage, folder, processors[model], options.steps + WARM)
-                    runs["vela"].append(run_vela(recipe, folder / stage, options))
-                if options.only != "vela":
-                    work = {
-                        "checkpoint": str(next((folder / stage / "checkpoints").glob("step-*"))), "stage": stage,
-                        "rows": ROWS[model], "steps": options.steps, "threads": options.threads,
-                        **{key: runs["vela"][0][key] for key in ("tokens_per_row", "labels_per_row")},
-                    }
-                    command = [sys.executable, __file__, "--torch", json.dumps(work)]
-                    done = subprocess.run(command, capture_output=True, text=True)
-                    if done.returncode != 0:
-                        sys.exit(done.stderr)
-                    runs["torch"].append(json.loads(done.stdout.splitlines()[-1]))
-    report = {}
-    for case, runs in found.items():
-        middle = {name: {key: round(statistics.median(run[key] for run in list_), 4) for key in list_[0]}
-                  for name, list_ in runs.items() if list_}
-        report[case] = middle
-        if len(middle) == 2:
-            for key in ("wall_ms", "cpu_ms"):
-                middle[f"ratio_{key[:-3]}"] = round(middle["torch"][key] / middle["vela"][key], 3)
-    print(json.dumps(report))
+                folder, start = scratch / model, starts[model]
+                found = decode_case(folder, start, options) if stage == "decode" else train_case((model, stage), folder, start, options)
+                runs[f"{model}-{stage}"].append(found)
+                print(f"turn {turn + 1}: {model}-{stage} " + json.dumps(summary([found])), file=sys.stderr, flush=True)
+    print(json.dumps({case: summary(found) for case, found in runs.items()}))
 
 
 if __name__ == "__main__":

@@ -123,13 +123,15 @@ impl http_body::Body for EndingBody {
 
     fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         self.stop.poll(context);
-        match (&self.stop, Pin::new(&mut self.body).poll_frame(context)) {
-            (Stop::Told, _) => Poll::Ready(None),
-            (Stop::Come, Poll::Pending) => {
+        if matches!(self.stop, Stop::Told) {
+            return Poll::Ready(None);
+        }
+        match Pin::new(&mut self.body).poll_frame(context) {
+            Poll::Pending if matches!(self.stop, Stop::Come) => {
                 self.stop = Stop::Told;
                 Poll::Ready(Some(trailers(&Status::unavailable("the loader is stopping"))))
             }
-            (_, polled) => polled,
+            polled => polled,
         }
     }
 

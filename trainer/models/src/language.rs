@@ -19,6 +19,7 @@ use vela_kernels::{self as kernels, AttentionMask, Llama3Scaling, RopeTable};
 use crate::config::{LanguageConfig, LanguageFamily};
 use crate::layers::{Linear, LinearShape, RmsNorm};
 use crate::params::{Params, Specs};
+use crate::recompute::Recompute;
 use crate::{DropoutKeys, ModelError};
 
 /// Where a language model's parameters are in a `LlavaForConditionalGeneration` file.
@@ -101,6 +102,7 @@ pub struct LanguageModel {
     norm: RmsNorm,
     head_VD: Tensor,
     rope: Arc<RopeTable>,
+    recompute: Recompute,
 }
 
 /// Keys and values of the positions already computed, per block.
@@ -188,7 +190,7 @@ impl LanguageModel {
             .map(|layer| Block::new(params, &format!("{prefix}.{}.{layer}", names.blocks), config))
             .collect::<Result<_, _>>()?;
         let norm = RmsNorm::new(params, &format!("{prefix}.{}", names.norm), config.rms_norm_eps)?;
-        Ok(Self { embedding_VD, blocks, norm, head_VD, rope })
+        Ok(Self { embedding_VD, blocks, norm, head_VD, rope, recompute: Recompute::None })
     }
 
     /// Embeddings of token ids (u32, any shape), with the width as last axis.
@@ -205,7 +207,7 @@ impl LanguageModel {
         mask: &AttentionMask,
         cache: Option<&mut KvCache>,
     ) -> Result<Tensor, ModelError> {
-        self.run(x_BTD, Context { positions_BT, mask, rope: &self.rope, dropout: None, index: 0 }, cache)
+        self.run(x_BTD, &self.context(positions_BT, mask, None), cache)
     }
 
     /// [`LanguageModel::forward`] in training: with `dropout`, adapters leave some of their inputs out.
@@ -216,16 +218,33 @@ impl LanguageModel {
         mask: &AttentionMask,
         dropout: Option<&DropoutKeys>,
     ) -> Result<Tensor, ModelError> {
-        self.run(x_BTD, Context { positions_BT, mask, rope: &self.rope, dropout, index: 0 }, None)
+        self.run(x_BTD, &self.context(positions_BT, mask, dropout), None)
     }
 
-    fn run(&self, x_BTD: &Tensor, context: Context<'_>, mut cache: Option<&mut KvCache>) -> Result<Tensor, ModelError> {
+    fn context(&self, positions_BT: &Tensor, mask: &AttentionMask, dropout: Option<&DropoutKeys>) -> Context {
+        let (positions_BT, mask, dropout) = (positions_BT.clone(), mask.clone(), dropout.cloned());
+        Context { positions_BT, mask, rope: self.rope.clone(), dropout }
+    }
+
+    fn run(&self, x_BTD: &Tensor, context: &Context, mut cache: Option<&mut KvCache>) -> Result<Tensor, ModelError> {
         let mut x_BTD = x_BTD.clone();
         for (index, block) in self.blocks.iter().enumerate() {
-            let context = Context { index, ..context };
-            x_BTD = block.forward(&x_BTD, &context, cache.as_deref_mut())?;
+            x_BTD = match cache.as_deref_mut() {
+                Some(cache) => block.forward(&x_BTD, context, Some((cache, index)))?,
+                None => self
+                    .recompute
+                    .apply(&x_BTD, (block, context), |x_BTD, (block, context)| block.forward(x_BTD, context, None))?,
+            };
         }
         self.norm.forward(&x_BTD)
+    }
+
+    pub(crate) fn recompute(&self) -> Recompute {
+        self.recompute
+    }
+
+    pub(crate) fn set_recompute(&mut self, recompute: Recompute) {
+        self.recompute = recompute;
     }
 
     /// Logits over the vocabulary of normed states.
@@ -239,15 +258,17 @@ impl LanguageModel {
     }
 }
 
-/// What every block of one pass shares, and the number of the block.
-#[derive(Clone, Copy)]
-struct Context<'a> {
-    positions_BT: &'a Tensor,
-    mask: &'a AttentionMask,
-    rope: &'a RopeTable,
-    dropout: Option<&'a DropoutKeys>,
-    index: usize,
+/// What every block of one pass shares.
+#[derive(Clone)]
+struct Context {
+    positions_BT: Tensor,
+    mask: AttentionMask,
+    rope: Arc<RopeTable>,
+    dropout: Option<DropoutKeys>,
 }
+
+/// The cache, and the number of the block in it.
+type BlockCache<'a> = Option<(&'a mut KvCache, usize)>;
 
 /// Norm, rotary attention, residual, norm, gated feed-forward, residual.
 #[derive(Clone, Debug)]
@@ -321,39 +342,34 @@ impl Block {
         })
     }
 
-    fn forward(
-        &self,
-        x_BTD: &Tensor,
-        context: &Context<'_>,
-        cache: Option<&mut KvCache>,
-    ) -> Result<Tensor, ModelError> {
+    fn forward(&self, x_BTD: &Tensor, context: &Context, cache: BlockCache<'_>) -> Result<Tensor, ModelError> {
         let attended_BTD = self.attend(&self.norm1.forward(x_BTD)?, context, cache)?;
         let x_BTD = kernels::add(x_BTD, &attended_BTD)?;
         let normed_BTD = self.norm2.forward(&x_BTD)?;
-        let gate = self.gate.forward_dropping(&normed_BTD, context.dropout)?;
-        let inner = kernels::swiglu(&gate, &self.up.forward_dropping(&normed_BTD, context.dropout)?)?;
-        Ok(kernels::add(&x_BTD, &self.down.forward_dropping(&inner, context.dropout)?)?)
+        let gate = self.gate.forward_dropping(&normed_BTD, context.dropout.as_ref())?;
+        let inner = kernels::swiglu(&gate, &self.up.forward_dropping(&normed_BTD, context.dropout.as_ref())?)?;
+        Ok(kernels::add(&x_BTD, &self.down.forward_dropping(&inner, context.dropout.as_ref())?)?)
     }
 
-    fn attend(&self, x_BTD: &Tensor, context: &Context<'_>, cache: Option<&mut KvCache>) -> Result<Tensor, ModelError> {
+    fn attend(&self, x_BTD: &Tensor, context: &Context, cache: BlockCache<'_>) -> Result<Tensor, ModelError> {
         let [q_BTX, k_BTX] = self.queries_and_keys(x_BTD, context)?;
-        let q_BTX = kernels::rope_rows(&q_BTX, context.positions_BT, context.rope)?;
-        let k_BTX = kernels::rope_rows(&k_BTX, context.positions_BT, context.rope)?;
-        let v_BTX = self.value.forward_dropping(x_BTD, context.dropout)?;
+        let q_BTX = kernels::rope_rows(&q_BTX, &context.positions_BT, &context.rope)?;
+        let k_BTX = kernels::rope_rows(&k_BTX, &context.positions_BT, &context.rope)?;
+        let v_BTX = self.value.forward_dropping(x_BTD, context.dropout.as_ref())?;
         let (k_BSX, v_BSX) = match cache {
-            Some(cache) => cache.append(context.index, k_BTX, v_BTX)?,
+            Some((cache, index)) => cache.append(index, k_BTX, v_BTX)?,
             None => (k_BTX, v_BTX),
         };
         let width = context.rope.head_dim();
         let scale = 1.0 / (width as f32).sqrt();
-        let attended_BTX = kernels::attention_rows(&q_BTX, &k_BSX, &v_BSX, width, context.mask, scale)?;
-        self.out.forward_dropping(&attended_BTX, context.dropout)
+        let attended_BTX = kernels::attention_rows(&q_BTX, &k_BSX, &v_BSX, width, &context.mask, scale)?;
+        self.out.forward_dropping(&attended_BTX, context.dropout.as_ref())
     }
 
     /// Before rotation, heads normed where the family does so.
-    fn queries_and_keys(&self, x_BTD: &Tensor, context: &Context<'_>) -> Result<[Tensor; 2], ModelError> {
-        let q_BTX = self.query.forward_dropping(x_BTD, context.dropout)?;
-        let k_BTX = self.key.forward_dropping(x_BTD, context.dropout)?;
+    fn queries_and_keys(&self, x_BTD: &Tensor, context: &Context) -> Result<[Tensor; 2], ModelError> {
+        let q_BTX = self.query.forward_dropping(x_BTD, context.dropout.as_ref())?;
+        let k_BTX = self.key.forward_dropping(x_BTD, context.dropout.as_ref())?;
         let width = context.rope.head_dim();
         let Some([query_norm, key_norm]) = &self.head_norms else { return Ok([q_BTX, k_BTX]) };
         Ok([norm_heads(&q_BTX, query_norm, width)?, norm_heads(&k_BTX, key_norm, width)?])

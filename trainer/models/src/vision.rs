@@ -8,13 +8,14 @@
 //! D width, K values of a patch (channels * patch height * patch width), F features (D * number of states).
 #![expect(non_snake_case, reason = "shape suffixes")]
 
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 use vela_kernels::{self as kernels, AttentionMask};
 
 use crate::ModelError;
 use crate::config::{Activation, FeatureConfig, VisionConfig, VisionFamily};
 use crate::layers::{LayerNorm, Linear, LinearShape};
 use crate::params::{Params, Specs};
+use crate::recompute::Recompute;
 
 /// Where a tower's parameters are in a `LlavaForConditionalGeneration` file.
 pub(crate) const VISION_PREFIX: &str = "vision_tower.vision_model";
@@ -31,6 +32,7 @@ pub struct VisionTower {
     pre_norm: Option<LayerNorm>,
     blocks: Vec<Block>,
     post_norm: Option<LayerNorm>,
+    recompute: Recompute,
 }
 
 impl VisionTower {
@@ -96,20 +98,39 @@ impl VisionTower {
             post_norm: features.post_norm.then(|| norm("post_layernorm")).transpose()?,
             config: config.clone(),
             features: features.clone(),
+            recompute: Recompute::None,
         })
     }
 
     /// Image features `[N, image tokens, F]` of normalised pixels `[N, C, Y, X]`.
     pub fn forward(&self, pixels_NCYX: &Tensor) -> Result<Tensor, ModelError> {
-        let states = self.hidden_states(pixels_NCYX)?;
-        let chosen: Vec<&Tensor> = self.features.states.iter().map(|&state| &states[state]).collect();
-        let features_NSF = if chosen.len() == 1 { chosen[0].clone() } else { Tensor::cat(&chosen, 2)? };
+        let features_NSF = self.chosen_states(pixels_NCYX)?;
         let features_NSF =
             self.post_norm.as_ref().map_or(Ok(features_NSF.clone()), |norm| norm.forward(&features_NSF))?;
         if self.class_D.is_none() || self.features.keep_class_token {
             return Ok(features_NSF);
         }
         self.without_class_token(&features_NSF)
+    }
+
+    pub(crate) fn set_recompute(&mut self, recompute: Recompute) {
+        self.recompute = recompute;
+    }
+
+    /// The states that features are taken from, side by side. Others are dropped when the next one is there.
+    fn chosen_states(&self, pixels_NCYX: &Tensor) -> Result<Tensor, ModelError> {
+        let mut states: Vec<Option<Tensor>> = vec![None; self.blocks.len() + 1];
+        let mut x_NSD = self.embed(pixels_NCYX)?;
+        for (number, block) in self.blocks.iter().enumerate() {
+            if self.features.states.contains(&number) {
+                states[number] = Some(x_NSD.clone());
+            }
+            x_NSD = self.recompute.apply(&x_NSD, (block, &()), |x_NSD, (block, ())| block.forward(x_NSD))?;
+        }
+        states[self.blocks.len()] = Some(x_NSD);
+        let mut chosen = self.features.states.iter().filter_map(|&state| states[state].clone());
+        let first = chosen.next().ok_or_else(|| ModelError::input("feature states", "at least one", "none"))?;
+        chosen.try_fold(first, |side, state| Ok(kernels::concat(&side, &state)?))
     }
 
     /// The rows of patches, by number: the class token is the first of each image.
@@ -137,11 +158,12 @@ impl VisionTower {
         let patches_NPK = self.unfold(pixels_NCYX)?;
         let mut x_NSD = kernels::linear(&patches_NPK, &self.patch_weight_DK, self.patch_bias_D.as_ref())?;
         if let Some(class_D) = &self.class_D {
-            let num_images = pixels_NCYX.dim(0)?;
-            let class_N1D = class_D.broadcast_as((num_images, 1, self.config.hidden_size))?.contiguous()?;
-            x_NSD = Tensor::cat(&[&class_N1D, &x_NSD], 1)?;
+            x_NSD = with_class_token(class_D, &x_NSD)?;
         }
-        let x_NSD = x_NSD.broadcast_add(&self.position_SD)?;
+        let (num_images, positions, _) = x_NSD.dims3()?;
+        let numbers: Vec<u32> = (0..num_images).flat_map(|_| 0..positions as u32).collect();
+        let numbers_NS = Tensor::from_vec(numbers, (num_images, positions), x_NSD.device())?;
+        let x_NSD = kernels::add(&x_NSD, &kernels::embedding(&numbers_NS, &self.position_SD)?)?;
         self.pre_norm.as_ref().map_or(Ok(x_NSD.clone()), |norm| norm.forward(&x_NSD))
     }
 
@@ -160,6 +182,18 @@ impl VisionTower {
         let patches = cells.permute([0, 2, 4, 1, 3, 5])?.contiguous()?;
         Ok(patches.reshape((num_images, grid * grid, channels * patch_size * patch_size))?)
     }
+}
+
+/// The class token before the patches `[N, P, D]` of each image.
+fn with_class_token(class_D: &Tensor, patches_NPD: &Tensor) -> Result<Tensor, ModelError> {
+    let (num_images, num_patches, width) = patches_NPD.dims3()?;
+    let num_rows = num_images * (num_patches + 1);
+    let class_1D = kernels::reshape(class_D, (1, width))?;
+    let class_XD = kernels::embedding(&Tensor::zeros(num_rows, DType::U32, class_D.device())?, &class_1D)?;
+    let rows: Vec<u32> = (0..num_rows as u32).filter(|row| !row.is_multiple_of(num_patches as u32 + 1)).collect();
+    let patches_XD = kernels::reshape(patches_NPD, (num_images * num_patches, width))?;
+    let x_XD = kernels::splice_rows(&class_XD, &rows, &patches_XD)?;
+    Ok(kernels::reshape(&x_XD, (num_images, num_patches + 1, width))?)
 }
 
 /// The last state that features are taken from is the number of blocks computed.

@@ -15,7 +15,9 @@ use crate::params::{ParamSpec, Specs};
 use crate::projector::PROJECTOR_PREFIX;
 use crate::vision::VISION_PREFIX;
 use crate::weights::{self, Fresh, Layout, WEIGHTS_FILE};
-use crate::{DropoutKeys, KvCache, LanguageModel, ModelBatch, ModelError, Params, Projector, VisionTower, VlmConfig};
+use crate::{
+    DropoutKeys, KvCache, LanguageModel, ModelBatch, ModelError, Params, Projector, Recompute, VisionTower, VlmConfig,
+};
 
 /// A vision-language model with its weights.
 pub struct Vlm {
@@ -80,6 +82,17 @@ impl Vlm {
         };
         let (trained, fixed) = (modules(&params)?, modules(&params.detached())?);
         Ok(Self { config, params, trained, fixed, device: device.clone() })
+    }
+
+    /// Says what [`Vlm::loss`] holds of each block for the backward pass of a tape.
+    pub fn set_recompute(&mut self, recompute: Recompute) {
+        self.trained.language.set_recompute(recompute);
+        self.trained.tower.set_recompute(recompute);
+    }
+
+    /// What [`Vlm::set_recompute`] said.
+    pub fn recompute(&self) -> Recompute {
+        self.trained.language.recompute()
     }
 
     /// The checked config.

@@ -101,7 +101,7 @@ fn with_dropout_loss_and_gradients_equal_those_of_peft_under_the_same_masks() {
 /// Gradients of both walks, by name; the frozen base has none in either.
 fn both_walks(model: &Vlm, batch: &ModelBatch) -> [HashMap<String, Vec<f32>>; 2] {
     let (loss, tape) = Tape::record(|| model.loss(batch).unwrap());
-    let stores = [loss.backward().unwrap(), tape.backward(&loss, 1.0).unwrap()];
+    let stores = [model.loss(batch).unwrap().backward().unwrap(), tape.backward(loss, 1.0).unwrap()];
     stores.map(|store| {
         let frozen = model.params().iter().filter(|(_, _, trains)| !trains);
         frozen.for_each(|(name, tensor, _)| assert!(store.get(tensor).is_none(), "{name} has a gradient"));

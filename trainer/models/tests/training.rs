@@ -7,7 +7,8 @@ use candle_core::Tensor;
 use support::{
     DEVICE, IMAGE, batch, document, is_blind, pixels, preset, relative_error, small_config, values, with_image,
 };
-use vela_models::{GenerateOptions, LanguageFamily, ModelBatch, ProjectorKind, Prompt, VisionFamily, Vlm};
+use vela_kernels::Tape;
+use vela_models::{GenerateOptions, LanguageFamily, ModelBatch, ProjectorKind, Prompt, Recompute, VisionFamily, Vlm};
 
 const FAMILIES: [LanguageFamily; 4] =
     [LanguageFamily::Qwen2, LanguageFamily::Llama, LanguageFamily::Qwen3, LanguageFamily::Qwen];
@@ -61,6 +62,29 @@ fn every_projector_and_family_trains_in_full() {
                 let count = trained(&model, &two_rows()).len();
                 assert_eq!(count, model.params().trainable().count(), "{projector:?} {vision:?} {language:?}");
             }
+        }
+    }
+}
+
+/// The bits of each gradient that a tape gives.
+fn taped(model: &Vlm, batch: &ModelBatch) -> Vec<(String, Vec<u32>)> {
+    let (loss, tape) = Tape::record(|| model.loss(batch).unwrap());
+    let store = tape.backward(loss, 0.5).unwrap();
+    let bits = |tensor: &Tensor| values(tensor).into_iter().map(f32::to_bits).collect();
+    let with_bits = |(name, var): (&str, &candle_core::Var)| Some((name.to_owned(), bits(store.get(var)?)));
+    model.params().trainable().filter_map(with_bits).collect()
+}
+
+#[test]
+fn recomputed_blocks_give_the_bits_of_blocks_that_are_held() {
+    for vision in [VisionFamily::Clip, VisionFamily::ChineseClip, VisionFamily::Siglip] {
+        for language in FAMILIES {
+            let config = preset(vision, language, ProjectorKind::LnMlp).config(80, IMAGE).unwrap();
+            let mut model = Vlm::init(config, 2, &|_| true, &DEVICE).unwrap();
+            let held = taped(&model, &two_rows());
+            model.set_recompute(Recompute::Block);
+            assert_eq!(held.len(), model.params().trainable().count(), "{vision:?} {language:?}");
+            assert!(taped(&model, &two_rows()) == held, "{vision:?} {language:?}");
         }
     }
 }

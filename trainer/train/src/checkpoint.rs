@@ -25,7 +25,7 @@ const PREFIX: &str = "step-";
 /// weight and no learning rate of the steps already made: where results go, how batches travel (the data's fingerprint
 /// is compared instead), how a step is cut into micro-batches (sums are then rounded in another order), and the length
 /// of the run (the schedule is that of the new length from the next step on).
-const FREE_KEYS: [&str; 15] = [
+const FREE_KEYS: [&str; 16] = [
     "run.output",
     "run.epochs",
     "run.max_steps",
@@ -41,6 +41,7 @@ const FREE_KEYS: [&str; 15] = [
     "data.max_batch_bytes",
     "data.validation",
     "batch.micro",
+    "batch.recompute",
 ];
 const FREE_TABLES: [&str; 5] = ["logging.", "checkpoint.", "guard.", "samples.", "ranks."];
 

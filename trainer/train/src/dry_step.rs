@@ -21,7 +21,7 @@ pub(crate) fn dry_step(model: &Vlm, largest: MicroExtents, from_features: bool) 
     let batch = largest_batch(model.config(), largest, from_features, model.device())?;
     let dropout = trial_keys(model, batch.labels.len());
     let (loss, tape) = Tape::record(|| model.training_loss(&batch, dropout.as_ref()));
-    drop(tape.backward(&loss?, 1.0)?);
+    drop(tape.backward(loss?, 1.0)?);
     Ok(started.elapsed())
 }
 

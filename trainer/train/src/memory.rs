@@ -1,7 +1,7 @@
 //! Memory: what a run will want, by its sizes, and what the process has, by the system's account.
 
 use vela_dataset::MicroExtents;
-use vela_models::{LanguageConfig, Vlm, VlmConfig};
+use vela_models::{LanguageConfig, LanguageFamily, Recompute, VisionConfig, Vlm, VlmConfig};
 
 use crate::groups::Component;
 
@@ -39,7 +39,7 @@ impl MemoryEstimate {
             weights: all,
             gradients: 2 * trained,
             moments: 2 * trained,
-            activations: activations(model.config(), largest, tower),
+            activations: activations(model.config(), largest, tower, model.recompute()),
             batches: prefetch_bytes,
         }
     }
@@ -76,36 +76,66 @@ enum TowerWork {
     Trained,
 }
 
-/// Results of all ops that the backward pass needs, the largest logits, and the pixels.
-fn activations(config: &VlmConfig, largest: MicroExtents, work: TowerWork) -> u64 {
+/// What the backward pass reads, what it makes at a time, the largest logits, and the pixels.
+fn activations(config: &VlmConfig, largest: MicroExtents, work: TowerWork, recompute: Recompute) -> u64 {
     let tokens = largest.rows * largest.columns;
-    let language = language_values(&config.language) * tokens;
-    let vision = &config.vision;
-    let positions = vision.num_positions() as u64 * largest.images;
-    let (width, inner) = (vision.hidden_size as u64, vision.intermediate_size as u64);
-    // Two norms, query, key, value, attention, its output, two sums, the feed-forward part's three.
-    let block = 10 * width + 2 * inner;
+    let (width, language) = (config.language.hidden_size as u64, language_block(&config.language));
+    let layers = config.language.num_layers as u64;
+    // Before and after the blocks: the sum that the last norm reads, its gradient, the loss's, the splice's.
+    let language = tokens * (4 * width + language.of(layers, recompute));
+    let positions = config.vision.num_positions() as u64 * largest.images;
+    let (tower_width, tower) = (config.vision.hidden_size as u64, vision_block(&config.vision));
     let blocks = config.features.states.iter().copied().max().unwrap_or(0) as u64;
     let tower = match work {
         TowerWork::None => 0,
-        TowerWork::Trained => positions * (blocks * block + 2 * width),
-        // The states of all blocks are kept until the features are chosen, besides one block's own results.
-        TowerWork::Forward => positions * ((blocks + 1) * width + block),
+        TowerWork::Trained => 2 * tower_width + tower.of(blocks, recompute),
+        // The chosen states, and one block's results.
+        TowerWork::Forward => config.features.states.len() as u64 * tower_width + tower.working,
     };
     let features = largest.images * config.image_tokens() as u64;
-    let projected = features * (config.feature_size() as u64 + 3 * config.language.hidden_size as u64);
+    let projected = features * (config.feature_size() as u64 + 3 * width);
+    let vision = &config.vision;
     let pixels = largest.images * (vision.num_channels * vision.image_size * vision.image_size) as u64;
-    F32 * (language + tower + projected + 2 * pixels + LOGITS)
+    F32 * (language + positions * tower + projected + 2 * pixels + LOGITS)
 }
 
-/// Values per token: the embedding and its spliced copy, each block's results, the last norm, the loss's gradient of it.
-fn language_values(language: &LanguageConfig) -> u64 {
+/// Values of a block per token or position.
+struct BlockValues {
+    /// Its input.
+    input: u64,
+    /// Results that its backward pass reads; norms, activations and products are computed again.
+    held: u64,
+    /// What the backward pass makes at most at a time.
+    working: u64,
+}
+
+impl BlockValues {
+    /// Of so many blocks, and the work on one.
+    fn of(&self, blocks: u64, recompute: Recompute) -> u64 {
+        let held = match recompute {
+            Recompute::None => blocks * self.held,
+            Recompute::Block => blocks * self.input + self.held,
+        };
+        held + self.working
+    }
+}
+
+/// Held: two sums, query and key after rotation, value, attention, gate and up. Worked on: the product, its gradient and
+/// those of its factors, two norms' and sums' gradients.
+fn language_block(language: &LanguageConfig) -> BlockValues {
     let (width, inner) = (language.hidden_size as u64, language.intermediate_size as u64);
     let queries = (language.num_heads * language.head_dim) as u64;
     let keys = (language.num_key_value_heads * language.head_dim) as u64;
-    // Two norms, two sums, two outputs; query and key before and after rotation, value, attention; gate, up, product.
-    let block = 6 * width + 3 * queries + 3 * keys + 3 * inner;
-    4 * width + language.num_layers as u64 * block
+    // The norms of heads read what goes into them.
+    let unrotated = if language.family == LanguageFamily::Qwen3 { queries + keys } else { 0 };
+    let held = 2 * width + 2 * queries + 2 * keys + unrotated + 2 * inner;
+    BlockValues { input: width, held, working: 4 * inner + 3 * width }
+}
+
+/// As [`language_block`]: two sums, query, key, value, attention, and what the activation reads.
+fn vision_block(vision: &VisionConfig) -> BlockValues {
+    let (width, inner) = (vision.hidden_size as u64, vision.intermediate_size as u64);
+    BlockValues { input: width, held: 6 * width + inner, working: 2 * inner + 4 * width }
 }
 
 /// `12.5 GiB`, `340 MiB`.
@@ -159,6 +189,18 @@ mod tests {
     fn what_is_held_is_not_to_come() {
         let estimate = MemoryEstimate { weights: 10, gradients: 20, moments: 20, activations: 5, batches: 1 };
         assert_eq!([0, 30, 56, 99].map(|held| estimate.beyond(held)), [56, 26, 0, 0]);
+    }
+
+    #[test]
+    fn recomputed_blocks_hold_their_inputs_and_one_block_more() {
+        let preset = concat!(env!("CARGO_MANIFEST_DIR"), "/../configs/model/minimind_v.toml");
+        let config = vela_models::ModelPreset::load(std::path::Path::new(preset)).and_then(|p| p.config(6400, 3));
+        let config = config.expect("a right preset");
+        let largest = MicroExtents { rows: 4, columns: 100, images: 0 };
+        let of = |recompute| activations(&config, largest, TowerWork::Forward, recompute);
+        // Width 512, inner 1408, eight heads and two groups of 64, eight blocks.
+        let held = 2 * 512 + 2 * 512 + 2 * 128 + 2 * 1408;
+        assert_eq!(of(Recompute::None) - of(Recompute::Block), F32 * 400 * (7 * held - 8 * 512));
     }
 
     #[cfg(target_os = "linux")]

@@ -60,7 +60,8 @@ pub(crate) fn open_model(
         (None, WeightOrigin::Preset(_)) => Vlm::init(config, recipe.seed(), &trains, device),
         _ => Vlm::from_folders(config, &folders, Fresh { names: &is_fresh, seed: recipe.seed() }, &trains, device),
     };
-    let model = model.map_err(fault)?;
+    let mut model = model.map_err(fault)?;
+    model.set_recompute(recipe.recompute());
     recipe.groups().check_names(model.params().iter().map(|(name, _, _)| name), num_blocks)?;
     if has_adapters {
         check_base(recipe, &model)?

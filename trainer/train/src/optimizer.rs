@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use candle_core::{Tensor, Var};
-use vela_kernels::{AdamWStep, adamw_step, clip_coefficient, square_sum};
+use vela_kernels::{AdamWStep, adamw_step, add_assign, clip_coefficient, square_sum};
 
 use crate::error::TrainError;
 use crate::parameter_groups::ParameterGroups;
@@ -16,13 +16,14 @@ pub(crate) struct Gradients {
 }
 
 impl Gradients {
-    /// Adds one micro-batch's gradient of a parameter. Sums run in micro-batch order.
+    /// Adds one micro-batch's gradient of a parameter, whose first one is kept and added to. Sums run in micro-batch order.
     pub(crate) fn add(&mut self, name: &str, gradient: Tensor) -> Result<(), TrainError> {
-        let sum = match self.by_name.remove(name) {
-            Some(sum) => (sum + gradient)?,
-            None => gradient,
-        };
-        self.by_name.insert(name.to_owned(), sum);
+        match self.by_name.get(name) {
+            Some(sum) => add_assign(sum, &gradient.contiguous()?)?,
+            None => {
+                self.by_name.insert(name.to_owned(), gradient);
+            }
+        }
         Ok(())
     }
 

@@ -98,14 +98,15 @@ impl Stepper {
         let dropout = dropout_keys(&self.model, batch, self.seed, step)?;
         let (loss, tape) = Tape::record(|| self.model.training_loss(&inputs, dropout.as_ref()));
         let loss = loss?;
-        let mut store: GradStore = tape.backward(&loss, share as f32)?;
+        let value = loss.to_scalar::<f32>()?;
+        let mut store: GradStore = tape.backward(loss, share as f32)?;
         self.gradient_check.check_frozen(&self.model, &store)?;
         for (name, var) in self.model.params().trainable() {
             if let Some(gradient) = store.remove(var.as_tensor()) {
                 gradients.add(name, gradient)?;
             }
         }
-        Ok(f64::from(loss.to_scalar::<f32>()? * share as f32))
+        Ok(f64::from(value * share as f32))
     }
 }
 

@@ -5,7 +5,7 @@ mod cpu;
 use candle_core::Tensor;
 
 use crate::error::{InOp, Result, check_dims, check_f32};
-use crate::tape;
+use crate::tape::{self, Needs};
 
 /// `x * Phi(x)` with the exact normal distribution function (PyTorch `gelu`).
 ///
@@ -48,11 +48,12 @@ pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     check_f32(OP, "gate", gate)?;
     check_f32(OP, "up", up)?;
     check_dims(OP, "up", up, gate.dims())?;
-    let (gate, up) = (gate.contiguous().in_op(OP)?, up.contiguous().in_op(OP)?);
-    tape::apply2(&gate, &up, cpu::SwiGlu).in_op(OP)
+    let (gate, up) = (tape::contiguous(gate).in_op(OP)?, tape::contiguous(up).in_op(OP)?);
+    tape::apply2(&gate, &up, cpu::SwiGlu, Needs::args([true, true, false]).cheap()).in_op(OP)
 }
 
 fn apply<A: cpu::Activation>(x: &Tensor, activation: A) -> Result<Tensor> {
     check_f32(A::NAME, "x", x)?;
-    x.contiguous().and_then(|x| tape::apply1(&x, cpu::Elementwise(activation))).in_op(A::NAME)
+    let needs = Needs::args([true, false, false]).cheap();
+    tape::contiguous(x).and_then(|x| tape::apply1(&x, cpu::Elementwise(activation), needs)).in_op(A::NAME)
 }

@@ -18,8 +18,18 @@ pub fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     check_f32(OP, "a", a)?;
     check_f32(OP, "b", b)?;
     check_dims(OP, "b", b, a.dims())?;
-    let (a, b) = (a.contiguous().in_op(OP)?, b.contiguous().in_op(OP)?);
-    let sum = a.apply_op2(&b, cpu::Add).in_op(OP)?;
-    tape::note_sum(&a, &b, &sum);
-    Ok(sum)
+    let (a, b) = (tape::contiguous(a).in_op(OP)?, tape::contiguous(b).in_op(OP)?);
+    tape::apply_sum(&a, &b, cpu::Add).in_op(OP)
+}
+
+/// `sum += x` in place; both are contiguous, have one shape and share no memory. Everyone who holds `sum` sees it.
+///
+/// # Errors
+/// If the shapes differ, or a tensor is not contiguous f32 on a device this build has code for.
+pub fn add_assign(sum: &Tensor, x: &Tensor) -> Result<()> {
+    const OP: &str = "add_assign";
+    check_f32(OP, "sum", sum)?;
+    check_f32(OP, "x", x)?;
+    check_dims(OP, "x", x, sum.dims())?;
+    add_in_place(sum, x).in_op(OP)
 }

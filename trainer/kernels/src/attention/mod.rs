@@ -5,7 +5,7 @@ mod cpu;
 use candle_core::{DType, Tensor};
 
 use crate::error::{InOp, KernelError, Result, check_cpu, check_f32};
-use crate::tape;
+use crate::tape::{self, Needs};
 
 /// Which keys a query sees.
 #[derive(Debug, Clone)]
@@ -96,9 +96,10 @@ fn apply(qkv: [&Tensor; 3], shape: cpu::Heads, mask: &AttentionMask, scale: f32)
             (Some(*offset), check_causal(&shape, documents_BT.as_ref(), *offset)?)
         }
     };
-    let rows = |t: &Tensor| if t.stride().last() == Some(&1) { Ok(t.clone()) } else { t.contiguous() };
+    let rows = |t: &Tensor| if t.stride().last() == Some(&1) { Ok(t.clone()) } else { tape::contiguous(t) };
     let (q, k, v) = (rows(q).in_op(OP)?, rows(k).in_op(OP)?, rows(v).in_op(OP)?);
-    tape::apply3([&q, &k, &v], cpu::Attention::new(shape, scale, offset, documents)).in_op(OP)
+    let op = cpu::Attention::new(shape, scale, offset, documents);
+    tape::apply3([&q, &k, &v], op, Needs::args([true; 3]).and_result()).in_op(OP)
 }
 
 /// The documents as one row-major list, checked against the shapes.

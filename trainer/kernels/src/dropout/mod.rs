@@ -8,7 +8,7 @@ use std::sync::Arc;
 use candle_core::Tensor;
 
 use crate::error::{InOp, KernelError, Result, check_f32, last_dim};
-use crate::tape;
+use crate::tape::{self, Needs};
 
 /// `x` with a share of `rate` of its elements set to 0 and the others times `1 / (1 - rate)`.
 ///
@@ -30,7 +30,7 @@ pub fn dropout(x_XD: &Tensor, rate: f32, keys: &Arc<[u64]>, salt: u64) -> Result
         () if !(0.0..1.0).contains(&rate) => refuse("`rate` from 0 to below 1".to_owned(), rate.to_string()),
         () => {
             let op = cpu::Dropout { keys: keys.clone(), salt, rate, width };
-            x_XD.contiguous().and_then(|x_XD| tape::apply1(&x_XD, op)).in_op(OP)
+            tape::contiguous(x_XD).and_then(|x_XD| tape::apply1(&x_XD, op, Needs::SHAPES)).in_op(OP)
         }
     }
 }

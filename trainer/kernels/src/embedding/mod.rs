@@ -28,6 +28,6 @@ pub fn embedding(ids: &Tensor, table_VD: &Tensor) -> Result<Tensor> {
     }
     let mut dims = ids.dims().to_vec();
     dims.push(width);
-    let table_VD = table_VD.contiguous().in_op(OP)?;
+    let table_VD = tape::contiguous(table_VD).in_op(OP)?;
     tape::apply_rows(&table_VD, &flat.clone(), cpu::Embedding { ids: flat, dims }).in_op(OP)
 }

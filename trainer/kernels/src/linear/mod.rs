@@ -5,7 +5,7 @@ mod cpu;
 use candle_core::Tensor;
 
 use crate::error::{InOp, KernelError, Result, check_dims, check_f32, last_dim};
-use crate::tape;
+use crate::tape::{self, Needs};
 
 /// `x w^T + b`: `x_XI` of any leading dimensions, `w_OI`, `b_O`, giving `[X.., O]`.
 ///
@@ -30,9 +30,10 @@ pub fn linear(x_XI: &Tensor, w_OI: &Tensor, b_O: Option<&Tensor>) -> Result<Tens
         check_f32(OP, "b", b_O)?;
         check_dims(OP, "b", b_O, &[outputs])?;
     }
-    let (x_XI, w_OI) = (x_XI.contiguous().in_op(OP)?, w_OI.contiguous().in_op(OP)?);
+    let (x_XI, w_OI) = (tape::contiguous(x_XI).in_op(OP)?, tape::contiguous(w_OI).in_op(OP)?);
+    let needs = Needs::args([w_OI.track_op(), x_XI.track_op(), false]);
     match b_O {
-        Some(b_O) => tape::apply3([&x_XI, &w_OI, &b_O.contiguous().in_op(OP)?], cpu::Linear).in_op(OP),
-        None => tape::apply2(&x_XI, &w_OI, cpu::Linear).in_op(OP),
+        Some(b_O) => tape::apply3([&x_XI, &w_OI, &tape::contiguous(b_O).in_op(OP)?], cpu::Linear, needs).in_op(OP),
+        None => tape::apply2(&x_XI, &w_OI, cpu::Linear, needs).in_op(OP),
     }
 }

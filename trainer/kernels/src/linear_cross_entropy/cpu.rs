@@ -1,14 +1,14 @@
 //! CPU code: chunks of labelled rows; the forward leaves the gradients of a unit loss, so that logits live for one
 //! chunk only and are computed once.
 
-use std::sync::OnceLock;
+use std::sync::{Mutex, PoisonError};
 
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
 use crate::cpu::{contiguous, shaped};
 use crate::machine::{Mat, map_rows, reduce_rows, vectorised};
-use crate::simd::rows_per_task;
+use crate::simd::{for_row_blocks, rows_per_task};
 use crate::softmax::cpu::softmax_in_place;
 
 /// Logits held at once, unless that is less than 64 rows.
@@ -32,12 +32,13 @@ pub(super) struct LinearCrossEntropy {
     rows: Vec<u32>,
     targets: Vec<u32>,
     wants: Wants,
-    gradients: OnceLock<Gradients>,
+    /// Of the last forward; a backward takes them, for they are as large as the weight.
+    gradients: Mutex<Option<Gradients>>,
 }
 
 impl LinearCrossEntropy {
     pub(super) fn new(rows: Vec<u32>, targets: Vec<u32>, wants: Wants) -> Self {
-        Self { rows, targets, wants, gradients: OnceLock::new() }
+        Self { rows, targets, wants, gradients: Mutex::new(None) }
     }
 
     /// The summed loss; leaves the gradients.
@@ -66,8 +67,7 @@ impl LinearCrossEntropy {
                 reduce_rows(&mut gradients.weight, Mat::rows(logits, vocabulary), gathered, true);
             }
         }
-        // A second forward of the same op would save the same numbers.
-        let _ = self.gradients.set(gradients);
+        *self.gradients.lock().unwrap_or_else(PoisonError::into_inner) = Some(gradients);
         loss as f32
     }
 
@@ -122,7 +122,8 @@ impl CustomOp2 for LinearCrossEntropy {
         _loss: &Tensor,
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let Some(gradients) = self.gradients.get() else { bail!("backward before forward") };
+        let gradients = self.gradients.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(mut gradients) = gradients else { bail!("a backward before a forward, or a second one") };
         let scale = grad.to_scalar::<f32>()?;
         let mut of_hidden = None;
         if self.wants.hidden {
@@ -130,7 +131,13 @@ impl CustomOp2 for LinearCrossEntropy {
         }
         let mut of_weight = None;
         if self.wants.weight {
-            of_weight = Some(shaped(gradients.weight.iter().map(|g| g * scale).collect(), weight)?);
+            for_row_blocks(
+                &mut gradients.weight,
+                1,
+                #[inline(always)]
+                |_, values| values.iter_mut().for_each(|g| *g *= scale),
+            );
+            of_weight = Some(shaped(gradients.weight, weight)?);
         }
         Ok((of_hidden, of_weight))
     }

@@ -5,7 +5,7 @@ mod cpu;
 use candle_core::Tensor;
 
 use crate::error::{InOp, KernelError, Result, check_dims, check_f32};
-use crate::tape;
+use crate::tape::{self, Needs};
 
 /// The label of a row that carries no loss.
 pub const IGNORE_LABEL: i32 = -100;
@@ -21,9 +21,10 @@ pub const IGNORE_LABEL: i32 = -100;
 /// device this build has code for.
 pub fn linear_cross_entropy(hidden_ND: &Tensor, weight_VD: &Tensor, labels: &[i32]) -> Result<Tensor> {
     let (rows, targets) = check(hidden_ND, weight_VD, labels)?;
-    let (hidden_ND, weight_VD) = (hidden_ND.contiguous().in_op(OP)?, weight_VD.contiguous().in_op(OP)?);
+    let (hidden_ND, weight_VD) = (tape::contiguous(hidden_ND).in_op(OP)?, tape::contiguous(weight_VD).in_op(OP)?);
     let wants = cpu::Wants { hidden: hidden_ND.track_op(), weight: weight_VD.track_op() };
-    tape::apply2(&hidden_ND, &weight_VD, cpu::LinearCrossEntropy::new(rows, targets, wants)).in_op(OP)
+    let op = cpu::LinearCrossEntropy::new(rows, targets, wants);
+    tape::apply2(&hidden_ND, &weight_VD, op, Needs::SHAPES).in_op(OP)
 }
 
 const OP: &str = "linear_cross_entropy";

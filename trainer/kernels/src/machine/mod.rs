@@ -60,8 +60,35 @@ fn span(rows: usize, cols: usize, row_stride: usize) -> usize {
 pub(crate) fn product(dst: &mut [f32], dst_stride: usize, a: Mat<'_>, b: Mat<'_>, accumulate: bool) {
     assert!(a.rows <= 1 || dst_stride >= b.cols, "rows of the result must not overlap");
     assert!(span(a.rows, b.cols, dst_stride) <= dst.len(), "the result must lie within its slice");
+    if a.rows == 1 && (b.col_stride == 1 || (b.row_stride == 1 && a.col_stride == 1)) {
+        return one_row_product(&mut dst[..b.cols], a, b, accumulate);
+    }
     // SAFETY: `dst` was checked just above; it is borrowed mutably, so it overlaps neither factor.
     unsafe { product_at(dst.as_mut_ptr(), dst_stride, a, b, accumulate) }
+}
+
+/// [`product`] of one row: what a panel would be packed for is used once, so nothing is packed.
+fn one_row_product(dst: &mut [f32], a: Mat<'_>, b: Mat<'_>, accumulate: bool) {
+    assert_eq!(a.cols, b.rows, "inner dimensions must agree");
+    if !accumulate {
+        dst.fill(0.0);
+    }
+    vectorised(
+        #[inline(always)]
+        || match b.col_stride == 1 {
+            true => {
+                for term in 0..a.cols {
+                    let (x, row) = (a.values[term * a.col_stride], &b.values[term * b.row_stride..][..dst.len()]);
+                    dst.iter_mut().zip(row).for_each(|(y, b)| *y += x * b);
+                }
+            }
+            false => {
+                for (column, y) in dst.iter_mut().enumerate() {
+                    *y += row_product(&a.values[..a.cols], &b.values[column * b.col_stride..][..a.cols]);
+                }
+            }
+        },
+    );
 }
 
 /// [`product`] into memory.
@@ -153,6 +180,9 @@ pub(crate) fn map_rows(dst: &mut [f32], x: &[f32], w: Mat<'_>, bias: Option<&[f3
         return fill_rows(dst, bias);
     }
     let rows = dst.len() / outputs;
+    if rows == 1 && w.row_stride == 1 {
+        return map_one_row(dst, x, w, bias);
+    }
     if rows < ROWS / 8 && outputs >= 2 * ROWS {
         return map_few_rows(dst, x, w, bias);
     }
@@ -171,6 +201,50 @@ fn fill_rows(dst: &mut [f32], bias: Option<&[f32]>) {
     if let Some(bias) = bias {
         dst.chunks_mut(bias.len().max(1)).for_each(|row| row.copy_from_slice(bias));
     }
+}
+
+/// One row (decoding) and a weight whose rows lie as they are multiplied: a product of two rows per output, without the
+/// copies that pay off for many rows. Reading the weight is what takes the time.
+fn map_one_row(dst: &mut [f32], x: &[f32], w: Mat<'_>, bias: Option<&[f32]>) {
+    let size = (SERIAL / w.rows).max(1).next_multiple_of(LANES);
+    let block = |(block, dst): (usize, &mut [f32])| {
+        vectorised(
+            #[inline(always)]
+            || {
+                for (output, y) in (block * size..).zip(dst) {
+                    let weights = &w.values[output * w.col_stride..][..w.rows];
+                    *y = bias.map_or(0.0, |bias| bias[output]) + row_product(weights, &x[..w.rows]);
+                }
+            },
+        );
+    };
+    if dst.len() <= size {
+        return block((0, dst));
+    }
+    dst.par_chunks_mut(size).enumerate().for_each(block);
+}
+
+/// Lanes of a product of rows: enough sums side by side that none waits for the one before.
+const LANES: usize = 64;
+
+/// The sum of products of two rows of one length.
+#[inline(always)]
+fn row_product(a: &[f32], b: &[f32]) -> f32 {
+    let mut lanes = [0f32; LANES];
+    let (a_parts, b_parts) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
+    let rest = a_parts.remainder().iter().zip(b_parts.remainder());
+    lanes.iter_mut().zip(rest).for_each(|(lane, (a, b))| *lane += a * b);
+    for (a, b) in a_parts.zip(b_parts) {
+        for ((lane, a), b) in lanes.iter_mut().zip(a).zip(b) {
+            *lane += a * b;
+        }
+    }
+    let mut sums = [0f32; LANES / 4];
+    for (i, sum) in sums.iter_mut().enumerate() {
+        *sum = (lanes[i] + lanes[i + 16]) + (lanes[i + 32] + lanes[i + 48]);
+    }
+    let quarter = |i: usize| (sums[i] + sums[i + 4]) + (sums[i + 8] + sums[i + 12]);
+    (quarter(0) + quarter(1)) + (quarter(2) + quarter(3))
 }
 
 /// A result whose columns several tasks write.

@@ -122,3 +122,16 @@ fn sums_over_rows_equal_plain_sums_whether_rows_or_results_are_split() {
         }
     }
 }
+
+#[test]
+fn one_row_is_multiplied_as_many_are() {
+    for (inner, outputs) in [(1, 1), (70, 3), (64, 130), (515, 900)] {
+        let (x, w) = (Factor::new(1, inner, false, 11), Factor::new(inner, outputs, true, 13));
+        let bias = values(1, outputs, 17);
+        let mut dst = vec![9.0; outputs];
+        map_rows(&mut dst, &x.values, w.mat(), Some(&bias));
+        assert_close("one row", &dst, &plain(&x, &w, &bias), inner);
+        map_rows(&mut dst, &x.values, w.mat(), None);
+        assert_close("one row without bias", &dst, &plain(&x, &w, &vec![0.0; outputs]), inner);
+    }
+}

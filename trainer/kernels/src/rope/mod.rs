@@ -7,7 +7,7 @@ use std::sync::Arc;
 use candle_core::{DType, Tensor};
 
 use crate::error::{InOp, KernelError, Result, check_cpu, check_dims, check_f32};
-use crate::tape;
+use crate::tape::{self, Needs};
 
 /// Llama 3's frequency scaling (`rope_scaling` of type `llama3` in a Hugging Face config).
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -104,7 +104,7 @@ pub fn rope(x_BHTD: &Tensor, positions_BT: &Tensor, table: &RopeTable) -> Result
     }
     let positions = check_positions(x_BHTD, positions_BT, batch, length, table)?;
     let rotate = cpu::Rotate { positions, table: table.clone(), heads, heads_first: true };
-    x_BHTD.contiguous().and_then(|x| tape::apply1(&x, rotate)).in_op(OP)
+    tape::contiguous(x_BHTD).and_then(|x| tape::apply1(&x, rotate, Needs::SHAPES)).in_op(OP)
 }
 
 /// [`rope`] for heads that lie side by side in a row, as a projection leaves them: `x_BTX` with `X = H * D`.
@@ -121,7 +121,7 @@ pub fn rope_rows(x_BTX: &Tensor, positions_BT: &Tensor, table: &RopeTable) -> Re
     let positions = check_positions(x_BTX, positions_BT, batch, length, table)?;
     let heads = width / table.head_dim();
     let rotate = cpu::Rotate { positions, table: table.clone(), heads, heads_first: false };
-    x_BTX.contiguous().and_then(|x| tape::apply1(&x, rotate)).in_op(OP)
+    tape::contiguous(x_BTX).and_then(|x| tape::apply1(&x, rotate, Needs::SHAPES)).in_op(OP)
 }
 
 const OP: &str = "rope";

@@ -5,7 +5,7 @@ pub(crate) mod cpu;
 use candle_core::Tensor;
 
 use crate::error::{InOp, Result, check_f32, last_dim};
-use crate::tape;
+use crate::tape::{self, Needs};
 
 /// Softmax over the last dimension, shifted by each row's maximum.
 ///
@@ -14,5 +14,6 @@ use crate::tape;
 pub fn softmax(x: &Tensor) -> Result<Tensor> {
     check_f32("softmax", "x", x)?;
     last_dim("softmax", "x", x)?;
-    x.contiguous().and_then(|x| tape::apply1(&x, cpu::Softmax)).in_op("softmax")
+    let needs = Needs::SHAPES.and_result();
+    tape::contiguous(x).and_then(|x| tape::apply1(&x, cpu::Softmax, needs)).in_op("softmax")
 }

@@ -5,7 +5,7 @@ mod cpu;
 use candle_core::Tensor;
 
 use crate::error::{InOp, KernelError, Result, check_dims, check_f32};
-use crate::tape;
+use crate::tape::{self, Needs};
 
 /// `base_ND` with row `rows[i]` replaced by row `i` of `values_MD`; each row at most once.
 ///
@@ -41,6 +41,6 @@ pub fn splice_rows(base_ND: &Tensor, rows: &[u32], values_MD: &Tensor) -> Result
     if rows.is_empty() {
         return Ok(base_ND.clone());
     }
-    let (base_ND, values_MD) = (base_ND.contiguous().in_op(OP)?, values_MD.contiguous().in_op(OP)?);
-    tape::apply2(&base_ND, &values_MD, cpu::Splice { rows: rows.to_vec() }).in_op(OP)
+    let (base_ND, values_MD) = (tape::contiguous(base_ND).in_op(OP)?, tape::contiguous(values_MD).in_op(OP)?);
+    tape::apply2(&base_ND, &values_MD, cpu::Splice { rows: rows.to_vec() }, Needs::SHAPES).in_op(OP)
 }

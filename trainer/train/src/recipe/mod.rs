@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use vela_dataset::{BlendPart, DEFAULT_MAX_BATCH_BYTES};
+use vela_models::Recompute;
 use vela_runtime::{ByteSize, load_config};
 use vela_types::{BatchSpec, PackingSpec};
 
@@ -41,6 +42,7 @@ pub struct Recipe {
     weights: WeightOrigin,
     processor: PathBuf,
     micro: u32,
+    recompute: Recompute,
     groups: ParameterGroups,
     schedule: SchedulePlan,
 }
@@ -119,6 +121,7 @@ impl Recipe {
             processor: check_processor(&raw.model, &weights)?,
             weights,
             micro: check_micro(&raw.batch)?,
+            recompute: check_recompute(&raw.batch)?,
             groups: ParameterGroups::check(train_type, &raw.groups, raw.optimizer.weight_decay)?,
             schedule: SchedulePlan::check(&raw.schedule)?,
             raw,
@@ -185,6 +188,11 @@ impl Recipe {
 
     pub(crate) fn processor(&self) -> &Path {
         &self.processor
+    }
+
+    /// What is held of blocks.
+    pub(crate) fn recompute(&self) -> Recompute {
+        self.recompute
     }
 
     pub(crate) fn groups(&self) -> &ParameterGroups {
@@ -280,6 +288,12 @@ fn check_micro(batch: &RawBatch) -> Result<u32, TrainError> {
         () if batch.max_length < 2 => refuse("batch.max_length", "at least 2 tokens", batch.max_length),
         () => Ok(micro),
     }
+}
+
+fn check_recompute(batch: &RawBatch) -> Result<Recompute, TrainError> {
+    let Some(name) = &batch.recompute else { return Ok(Recompute::None) };
+    let [none, block] = Recompute::NAMES;
+    name.parse().or_else(|()| refuse("batch.recompute", &format!("`{none}` or `{block}`"), name))
 }
 
 fn check_lora(train_type: TrainType, lora: Option<&RawLora>) -> Result<(), TrainError> {

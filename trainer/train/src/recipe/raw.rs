@@ -142,6 +142,9 @@ pub struct RawBatch {
     pub micro: Option<u32>,
     /// Longest row in tokens, image tokens expanded.
     pub max_length: u32,
+    /// `none`, or `block`: holds each block's input alone and computes the rest again on the way back; `none` if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub recompute: Option<String>,
     /// Puts several samples into a row; `global` and `micro` count rows then.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub packing: Option<RawPacking>,

@@ -68,7 +68,7 @@ fn the_resolved_recipe_gives_an_equal_recipe() {
 
 #[test]
 fn each_wrong_recipe_is_refused_by_its_key() {
-    let cases: [(&[&str], &str); 43] = [
+    let cases: [(&[&str], &str); 44] = [
         (&["train_type=half"], "`freeze_vision_and_llm`, `freeze_vision`, `lora`, `full`, found `half`"),
         (&["train_type=lora", "groups.lora.lr=1e-4"], "`rank`, `alpha` and `targets`"),
         (&["lora.rank=8", "lora.alpha=16", "lora.targets=['q_proj']"], "nothing for `freeze_vision_and_llm`"),
@@ -102,6 +102,7 @@ fn each_wrong_recipe_is_refused_by_its_key() {
         (&["batch.global=0"], "batch.global"),
         (&["batch.micro=9"], "batch.micro"),
         (&["batch.max_length=1"], "batch.max_length"),
+        (&["batch.recompute=all"], "`batch.recompute`: expected `none` or `block`, found `all`"),
         (&["groups.projector.lr=-1.0"], "groups.projector.lr"),
         (&["groups.projector.lr=nan"], "groups.projector.lr"),
         (&["groups.projector.lr=0.0"], "`groups`"),

@@ -15,5 +15,6 @@ mod packing;
 mod poison;
 mod ranks;
 mod recipes;
+mod recompute;
 mod report;
 mod resume;
