@@ -37,7 +37,7 @@ pub use embedding::embedding;
 pub use error::{KernelError, Result};
 pub use linear::linear;
 pub use linear_cross_entropy::{IGNORE_LABEL, linear_cross_entropy};
-pub use machine::keep_freed_memory;
+pub use machine::{keep_freed_memory, on_workers};
 pub use norm::{layer_norm, rms_norm};
 pub use rope::{Llama3Scaling, RopeTable, rope, rope_rows};
 pub use scale::scale;

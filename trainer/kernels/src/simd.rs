@@ -3,7 +3,7 @@
 
 use rayon::prelude::*;
 
-use crate::machine::vectorised;
+use crate::machine::{build, vectorised};
 
 /// Elements per task; less stays on the calling thread.
 const BLOCK: usize = 16 * 1024;
@@ -30,6 +30,17 @@ pub(crate) fn for_row_blocks(dst: &mut [f32], width: usize, body: impl Fn(usize,
             || body(block * rows, chunk),
         );
     });
+}
+
+/// [`for_row_blocks`] into new memory of `len` elements.
+pub(crate) fn new_row_blocks(len: usize, width: usize, body: impl Fn(usize, &mut [f32]) + Sync) -> Vec<f32> {
+    let rows = rows_per_task(width);
+    build(len, rows * width.max(1), |block, dst| {
+        vectorised(
+            #[inline(always)]
+            || body(block * rows, dst),
+        );
+    })
 }
 
 /// Sum of `f(a[i], b[i])` over fixed lanes.

@@ -1,5 +1,6 @@
 //! What a tape holds in memory, counted by the allocator.
 #![allow(clippy::unwrap_used, reason = "a test")]
+#![expect(non_snake_case, reason = "shape suffixes")]
 #![expect(unsafe_code, reason = "an allocator that counts is the only way to see what is held")]
 
 use std::alloc::{GlobalAlloc, Layout, System};

@@ -8,6 +8,7 @@
 use std::collections::BTreeMap;
 
 use candle_core::{Device, Tensor};
+use vela_kernels::on_workers;
 
 use crate::{KvCache, ModelError, Vlm};
 
@@ -64,6 +65,10 @@ impl Vlm {
         prompts: &[Prompt<'_>],
         options: &GenerateOptions,
     ) -> Result<Vec<Vec<u32>>, ModelError> {
+        on_workers(|| self.generate_here(prompts, options))
+    }
+
+    fn generate_here(&self, prompts: &[Prompt<'_>], options: &GenerateOptions) -> Result<Vec<Vec<u32>>, ModelError> {
         let mut groups: BTreeMap<usize, Vec<(usize, Expanded<'_>)>> = BTreeMap::new();
         for (index, prompt) in prompts.iter().enumerate() {
             let expanded = self.expand(prompt)?;

@@ -5,7 +5,7 @@ use rayon::prelude::*;
 
 use crate::cpu::{contiguous, shaped, with_three, with_two};
 use crate::machine::vectorised;
-use crate::simd::{exp, for_row_blocks, normal, rows_per_task, sigmoid};
+use crate::simd::{exp, new_row_blocks, normal, rows_per_task, sigmoid};
 
 /// A function of one element and its derivative.
 pub(super) trait Activation: Send + Sync + 'static {
@@ -101,9 +101,8 @@ impl<A: Activation> CustomOp1 for Elementwise<A> {
 
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let x = contiguous(storage, layout)?;
-        let mut y = vec![0f32; x.len()];
-        for_row_blocks(
-            &mut y,
+        let y = new_row_blocks(
+            x.len(),
             1,
             #[inline(always)]
             |start, y| y.iter_mut().zip(&x[start..]).for_each(|(y, &x)| *y = A::value(x)),
@@ -113,10 +112,9 @@ impl<A: Activation> CustomOp1 for Elementwise<A> {
 
     fn bwd(&self, x: &Tensor, _y: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
         let grad = grad.contiguous()?;
-        let mut dx = vec![0f32; x.elem_count()];
-        with_two(x, &grad, |x, grad| {
-            for_row_blocks(
-                &mut dx,
+        let dx = with_two(x, &grad, |x, grad| {
+            new_row_blocks(
+                x.len(),
                 1,
                 #[inline(always)]
                 |start, dx| {
@@ -124,7 +122,7 @@ impl<A: Activation> CustomOp1 for Elementwise<A> {
                         *dx = g * A::slope(x);
                     }
                 },
-            );
+            )
         })?;
         shaped(dx, x).map(Some)
     }
@@ -140,9 +138,8 @@ impl CustomOp2 for SwiGlu {
 
     fn cpu_fwd(&self, s1: &CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> Result<(CpuStorage, Shape)> {
         let (gate, up) = (contiguous(s1, l1)?, contiguous(s2, l2)?);
-        let mut y = vec![0f32; gate.len()];
-        for_row_blocks(
-            &mut y,
+        let y = new_row_blocks(
+            gate.len(),
             1,
             #[inline(always)]
             |start, y| {

@@ -3,7 +3,7 @@
 use candle_core::{CpuStorage, CustomOp2, InplaceOp2, Layout, Result, Shape, Tensor};
 
 use crate::cpu::{contiguous, contiguous_mut};
-use crate::simd::for_row_blocks;
+use crate::simd::{for_row_blocks, new_row_blocks};
 
 pub(super) struct Add;
 
@@ -14,9 +14,8 @@ impl CustomOp2 for Add {
 
     fn cpu_fwd(&self, s1: &CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> Result<(CpuStorage, Shape)> {
         let (a, b) = (contiguous(s1, l1)?, contiguous(s2, l2)?);
-        let mut sum = vec![0f32; a.len()];
-        for_row_blocks(
-            &mut sum,
+        let sum = new_row_blocks(
+            a.len(),
             1,
             #[inline(always)]
             |start, sum| {

@@ -3,7 +3,7 @@
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor};
 
 use crate::cpu::{contiguous, shaped, with_two, with_values};
-use crate::machine::{Mat, map_rows, reduce_rows, vectorised};
+use crate::machine::{Mat, new_rows, reduce_rows, vectorised};
 use crate::simd::rows_per_task;
 
 pub(super) struct Linear;
@@ -16,8 +16,7 @@ fn forward(x: (&[f32], &Layout), w: (&[f32], &Layout), bias: Option<&[f32]>) -> 
     if let Some(last) = dims.last_mut() {
         *last = outputs;
     }
-    let mut y = vec![0f32; rows * outputs];
-    map_rows(&mut y, x.0, Mat::strided(w.0, outputs, inputs, inputs).t(), bias);
+    let y = new_rows(rows, x.0, Mat::strided(w.0, outputs, inputs, inputs).t(), bias);
     Ok((CpuStorage::F32(y), Shape::from(dims)))
 }
 
@@ -26,8 +25,8 @@ fn backward(x: &Tensor, w: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Op
     let (outputs, inputs) = w.dims2()?;
     let mut dx = None;
     if x.track_op() {
-        let mut values = vec![0f32; x.elem_count()];
-        with_two(w, grad, |w, grad| map_rows(&mut values, grad, Mat::strided(w, outputs, inputs, inputs), None))?;
+        let rows = x.elem_count() / inputs.max(1);
+        let values = with_two(w, grad, |w, grad| new_rows(rows, grad, Mat::strided(w, outputs, inputs, inputs), None))?;
         dx = Some(shaped(values, x)?);
     }
     let mut dw = None;

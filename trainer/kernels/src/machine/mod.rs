@@ -13,6 +13,8 @@ mod avx512;
 #[cfg(test)]
 mod tests;
 
+use std::mem::MaybeUninit;
+
 use gemm::Parallelism;
 use rayon::prelude::*;
 
@@ -166,12 +168,59 @@ fn with_avx2<R>(body: impl FnOnce() -> R) -> R {
     body()
 }
 
+/// `len` values made by `body(block, values)` in blocks of `size`, in parallel if there are several. A block is zero when
+/// its task begins: only then is its memory touched, by the thread that fills it, while it is in its cache.
+pub(crate) fn build(len: usize, size: usize, body: impl Fn(usize, &mut [f32]) + Sync) -> Vec<f32> {
+    let mut values: Vec<f32> = Vec::with_capacity(len);
+    let spare = &mut values.spare_capacity_mut()[..len];
+    let task = |(block, part): (usize, &mut [MaybeUninit<f32>])| {
+        part.fill(MaybeUninit::new(0.0));
+        // SAFETY: every value was written just above.
+        body(block, unsafe { part.assume_init_mut() });
+    };
+    if len <= size {
+        task((0, spare));
+    } else {
+        spare.par_chunks_mut(size.max(1)).enumerate().for_each(task);
+    }
+    // SAFETY: the blocks cover `len` values, and each task has written all of its block.
+    unsafe { values.set_len(len) }
+    values
+}
+
 /// Rows of the result per task.
 const ROWS: usize = 512;
 /// Multiply-adds below which a product stays on the calling thread.
 const SERIAL: usize = 64 * 1024;
 /// Elements of the result above which [`reduce_rows`] splits the result and not the sum.
 const WIDE: usize = 64 * 1024;
+
+/// Rows of a block where `rows` are cut for tasks: an even number of blocks of about the same size, no remainder of a tile
+/// but at the end.
+fn block_rows(rows: usize) -> usize {
+    let blocks = rows.div_ceil(ROWS).next_multiple_of(4);
+    rows.div_ceil(blocks).next_multiple_of(TILE)
+}
+
+/// Rows that a product computes at a time.
+const TILE: usize = 12;
+
+/// [`map_rows`] into new memory.
+pub(crate) fn new_rows(rows: usize, x: &[f32], w: Mat<'_>, bias: Option<&[f32]>) -> Vec<f32> {
+    let (inner, outputs) = (w.rows, w.cols);
+    let few = rows < ROWS / 8 && outputs >= 2 * ROWS;
+    if rows <= 1 || inner == 0 || few || rows * inner * outputs < SERIAL {
+        let mut dst = vec![0f32; rows * outputs];
+        map_rows(&mut dst, x, w, bias);
+        return dst;
+    }
+    let size = block_rows(rows);
+    build(rows * outputs, size * outputs, |block, dst| {
+        let x = &x[block * size * inner..][..dst.len() / outputs * inner];
+        fill_rows(dst, bias);
+        product(dst, outputs, Mat::rows(x, inner), w, bias.is_some());
+    })
+}
 
 /// `dst[M, N] = x[M, K] w[K, N]` by blocks of rows; each row of `dst` starts from `bias` where given.
 pub(crate) fn map_rows(dst: &mut [f32], x: &[f32], w: Mat<'_>, bias: Option<&[f32]>) {
@@ -193,7 +242,7 @@ pub(crate) fn map_rows(dst: &mut [f32], x: &[f32], w: Mat<'_>, bias: Option<&[f3
     if rows * inner * outputs < SERIAL {
         return block((dst, x));
     }
-    let size = ROWS.min(rows.div_ceil(4)).max(16);
+    let size = block_rows(rows);
     dst.par_chunks_mut(size * outputs).zip(x.par_chunks(size * inner)).for_each(block);
 }
 
@@ -211,9 +260,16 @@ fn map_one_row(dst: &mut [f32], x: &[f32], w: Mat<'_>, bias: Option<&[f32]>) {
         vectorised(
             #[inline(always)]
             || {
-                for (output, y) in (block * size..).zip(dst) {
-                    let weights = &w.values[output * w.col_stride..][..w.rows];
-                    *y = bias.map_or(0.0, |bias| bias[output]) + row_product(weights, &x[..w.rows]);
+                for (group, y) in dst.chunks_mut(STREAMS).enumerate() {
+                    let first = block * size + group * STREAMS;
+                    let row = |i: usize| &w.values[(first + i) * w.col_stride..][..w.rows];
+                    match y.len() {
+                        STREAMS => y.copy_from_slice(&row_products(std::array::from_fn(row), &x[..w.rows])),
+                        _ => y.iter_mut().enumerate().for_each(|(i, y)| *y = row_product(row(i), &x[..w.rows])),
+                    }
+                    if let Some(bias) = bias {
+                        y.iter_mut().zip(&bias[first..]).for_each(|(y, bias)| *y += bias);
+                    }
                 }
             },
         );
@@ -222,6 +278,32 @@ fn map_one_row(dst: &mut [f32], x: &[f32], w: Mat<'_>, bias: Option<&[f32]>) {
         return block((0, dst));
     }
     dst.par_chunks_mut(size).enumerate().for_each(block);
+}
+
+/// Rows read side by side: one alone leaves the memory waiting.
+const STREAMS: usize = 4;
+
+/// [`row_product`] of several rows with one.
+#[inline(always)]
+fn row_products(rows: [&[f32]; STREAMS], x: &[f32]) -> [f32; STREAMS] {
+    const LANES: usize = 16;
+    let mut lanes = [[0f32; LANES]; STREAMS];
+    let whole = x.len() / LANES * LANES;
+    for start in (0..whole).step_by(LANES) {
+        let x = &x[start..start + LANES];
+        for (lanes, row) in lanes.iter_mut().zip(rows) {
+            for ((lane, a), b) in lanes.iter_mut().zip(&row[start..start + LANES]).zip(x) {
+                *lane += a * b;
+            }
+        }
+    }
+    let mut sums = [0f32; STREAMS];
+    for ((sum, lanes), row) in sums.iter_mut().zip(lanes).zip(rows) {
+        let rest: f32 = row[whole..].iter().zip(&x[whole..]).map(|(a, b)| a * b).sum();
+        let quarter = |i: usize| (lanes[i] + lanes[i + 4]) + (lanes[i + 8] + lanes[i + 12]);
+        *sum = (quarter(0) + quarter(1)) + (quarter(2) + quarter(3)) + rest;
+    }
+    sums
 }
 
 /// Lanes of a product of rows: enough sums side by side that none waits for the one before.
@@ -304,6 +386,12 @@ fn reduce_wide(dst: &mut [f32], g: Mat<'_>, x: Mat<'_>, accumulate: bool) {
         let g = Mat { values: &g.values[block * size..], cols: dst.len() / x.cols, ..g };
         product(dst, x.cols, g.t(), x, accumulate);
     });
+}
+
+/// Runs `body` on one of the threads that ops share their work with: what it calls shares at once, where a thread outside
+/// would hand each op over and sleep until it is done.
+pub fn on_workers<R: Send>(body: impl FnOnce() -> R + Send) -> R {
+    rayon::scope(|_| body())
 }
 
 /// Tells the allocator to keep freed memory for the next step instead of giving it back to the system page by page: a

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 use crate::cpu::{contiguous, shaped, with_three};
 use crate::machine::vectorised;
-use crate::simd::{for_row_blocks, rows_per_task, sum_of};
+use crate::simd::{new_row_blocks, rows_per_task, sum_of};
 
 /// What the forward leaves for the backward: each row's mean (zero unless centred) and inverse deviation.
 pub(super) struct Norm {
@@ -33,9 +33,8 @@ impl Norm {
             let size = rows_per_task(width) * width;
             if x.len() <= size { task(x) } else { x.par_chunks(size).flat_map_iter(task).collect() }
         };
-        let mut y = vec![0f32; x.len()];
-        for_row_blocks(
-            &mut y,
+        let y = new_row_blocks(
+            x.len(),
             width,
             #[inline(always)]
             |first, block| {

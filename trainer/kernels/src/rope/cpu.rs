@@ -4,7 +4,7 @@ use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 
 use super::RopeTable;
 use crate::cpu::{contiguous, shaped, with_values};
-use crate::simd::for_row_blocks;
+use crate::simd::new_row_blocks;
 
 pub(super) struct Rotate {
     /// `[B, T]`, row-major.
@@ -19,9 +19,8 @@ impl Rotate {
     /// Rotates every head of `x` by its angle, or by the opposite angle where `direction` is -1.
     fn turn(&self, x: &[f32], length: usize, direction: f32) -> Vec<f32> {
         let (half, width) = (self.table.half, self.table.head_dim());
-        let mut y = vec![0f32; x.len()];
-        for_row_blocks(
-            &mut y,
+        new_row_blocks(
+            x.len(),
             width,
             #[inline(always)]
             |first, block| {
@@ -43,8 +42,7 @@ impl Rotate {
                     }
                 }
             },
-        );
-        y
+        )
     }
 
     fn length(&self, dims: &[usize]) -> usize {

@@ -3,20 +3,18 @@
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 
 use crate::cpu::{contiguous, shaped, with_values};
-use crate::simd::for_row_blocks;
+use crate::simd::new_row_blocks;
 
 pub(super) struct Scale(pub(super) f32);
 
 impl Scale {
     fn times(&self, x: &[f32]) -> Vec<f32> {
-        let mut y = vec![0f32; x.len()];
-        for_row_blocks(
-            &mut y,
+        new_row_blocks(
+            x.len(),
             1,
             #[inline(always)]
             |start, y| y.iter_mut().zip(&x[start..]).for_each(|(y, &x)| *y = self.0 * x),
-        );
-        y
+        )
     }
 }
 
