@@ -145,6 +145,7 @@ impl Pair {
         RawBatch {
             global: count("global"),
             micro: Some(count("micro")),
+            recompute: None,
             max_length: count("max_length"),
             packing: is_packed.then(packing),
         }
