@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use candle_core::backprop::GradStore;
-use vela_kernels::Tape;
+use vela_kernels::{Tape, on_workers};
 use vela_models::Vlm;
 use vela_types::{Batch, BatchSource, IGNORE_LABEL, Position};
 
@@ -67,7 +67,7 @@ impl Stepper {
             return Ok(report);
         }
         self.gradient_check.check_step(&self.model, &gradients, report.size.images > 0)?;
-        self.optimizer.step(&gradients, report.factor, report.grad_norm)?;
+        on_workers(|| self.optimizer.step(&gradients, report.factor, report.grad_norm))?;
         Ok(report)
     }
 
@@ -81,7 +81,8 @@ impl Stepper {
             report.count(&batch)?;
             // A micro-batch of masked slots alone has nothing to learn from.
             if has_labels(&batch) {
-                report.loss += self.backward(step, &batch, &mut gradients)?;
+                // No more than this: a worker that waits for a batch would keep those who make it from their work.
+                report.loss += on_workers(|| self.backward(step, &batch, &mut gradients))?;
             }
             position.micro += 1;
             if position.micro >= batch.num_micro {
