@@ -190,13 +190,13 @@ impl<'a> Trainer<'a> {
         Ok(())
     }
 
-    /// Saves the steps that no checkpoint holds yet, whatever ended them, unless it ended them within an update. After an error
-    /// without asking the other ranks, which may not have met it.
+    /// Saves the steps that no checkpoint holds yet, whatever ended them, unless it ended them within an update or showed
+    /// that ranks have different weights. After an error without asking the other ranks, which may not have met it.
     fn keep_steps(&mut self, ended: &Result<(), TrainError>) -> Result<(), TrainError> {
         match ended {
             _ if self.saved_step == self.state.step => Ok(()),
             Ok(()) => self.save_checkpoint(None),
-            Err(TrainError::Update(_)) => Ok(()),
+            Err(TrainError::Update(_) | TrainError::Drifted { .. }) => Ok(()),
             Err(_) => self.write_checkpoint(None),
         }
     }
