@@ -112,7 +112,7 @@ pub enum DatasetError {
     StillDamaged(Arc<DatasetError>),
     /// A shard that was there in its full size when the set was opened is not any more. No record is damaged by that: none is masked.
     #[error("since the set was opened: {0}; put the shard back, under a temporary name first and renamed when whole")]
-    Gone(#[source] ShardError),
+    Gone(#[source] Box<ShardError>),
     /// Nothing can be packed so.
     #[error(transparent)]
     Pack(#[from] PackFault),

@@ -1,6 +1,7 @@
 //! Shards of remote sets, fetched before the batches that read them are made.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::Builder;
 use std::time::Duration;
@@ -152,7 +153,7 @@ impl Fetcher {
         let num_before = self.ahead.len();
         self.ahead.extend(batches);
         if !is_open {
-            (num_before..self.ahead.len()).for_each(|_| self.forget(VecDeque::pop_back));
+            self.forget(num_before..self.ahead.len());
         }
         positions.last().copied().filter(|_| is_open)
     }
@@ -175,20 +176,18 @@ impl Fetcher {
 
     /// Gives back the room of batches up to `now`.
     fn forget_until(&mut self, now: Position) {
-        while self.ahead.front().is_some_and(|(position, _)| *position <= now) {
-            self.forget(VecDeque::pop_front);
-        }
+        let num_past = self.ahead.iter().take_while(|(position, _)| *position <= now).count();
+        self.forget(0..num_past);
     }
 
-    fn forget(&mut self, pop: fn(&mut VecDeque<(Position, u64)>) -> Option<(Position, u64)>) {
-        if let Some((_, num_bytes)) = pop(&mut self.ahead) {
-            self.share.dataset().ahead().give_back(num_bytes);
-        }
+    fn forget(&mut self, batches: Range<usize>) {
+        let num_bytes = self.ahead.drain(batches).map(|(_, num_bytes)| num_bytes).sum();
+        self.share.dataset().ahead().give_back(num_bytes);
     }
 }
 
 impl Drop for Fetcher {
     fn drop(&mut self) {
-        (0..self.ahead.len()).for_each(|_| self.forget(VecDeque::pop_front));
+        self.forget(0..self.ahead.len());
     }
 }

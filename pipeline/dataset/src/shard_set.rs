@@ -172,7 +172,7 @@ impl ShardSet {
             opened => opened,
         };
         let reader = reader.map_err(|fault| match is_gone(&fault) {
-            true => DatasetError::Gone(fault),
+            true => DatasetError::Gone(Box::new(fault)),
             false => DatasetError::Shard(fault),
         })?;
         let expected = self.manifest.info().processor.image_shape;
