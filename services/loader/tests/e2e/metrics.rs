@@ -71,8 +71,8 @@ fn a_scripted_run_is_counted_exactly() {
     let own = page(&own.address().to_string(), "/metrics");
     let address = format!("{{address=\"http://{listen}\"}}");
     let counted = |name: &str| value(&own, &format!("vela_client_{name}_total{address}"));
-    // Room for one batch: the next one may be there already.
-    assert!([25.0, 26.0].contains(&counted("batches")), "{own}");
+    // Room for the largest batch: the next one, or two of the smaller ones, may be there already.
+    assert!((25.0..=27.0).contains(&counted("batches")), "{own}");
     assert!(counted("bytes") > bytes as f64 && counted("resumes") == 1.0 && counted("tries") >= 2.0, "{own}");
     assert_eq!(source.stats().num_streams as f64, counted("tries"));
     assert!(value(&own, "vela_client_stall_seconds_sum") > 0.0);
