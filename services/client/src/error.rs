@@ -29,7 +29,7 @@ pub enum ClientError {
     },
     /// A token that others on the way could read.
     #[error(
-        "loader address `{url}`: the token would go to another machine without encryption; use `https://`, or set `allow_remote_plaintext` if nobody can read along"
+        "loader address `{url}`: the token would go to another machine without encryption; use `https://`, or set `allow_remote_plaintext` (in a recipe `data.allow_remote_plaintext`) if nobody can read along"
     )]
     PlaintextToken {
         /// The address.

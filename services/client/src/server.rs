@@ -179,9 +179,7 @@ impl Server {
 
     /// Whether nothing turns a bit on the way: encrypted, or inside this machine.
     pub(crate) fn is_guarded(&self) -> bool {
-        let host = self.endpoint.uri().host().unwrap_or_default().trim_matches(['[', ']']);
-        let is_here = host == "localhost" || host.parse().is_ok_and(|address: IpAddr| address.is_loopback());
-        self.url.starts_with("https://") || is_here
+        self.url.starts_with("https://") || is_this_machine(self.endpoint.uri())
     }
 
     pub(crate) fn service_error(&self, error: impl Into<ServiceError>) -> ClientError {

@@ -40,9 +40,7 @@ class Link:
 
     def is_guarded(self):
         """Whether nothing turns a bit on the way: encrypted, or inside this machine."""
-        host = self.url().rpartition(":")[0].strip("[]")
-        is_here = host == "localhost" or is_address(host) and ipaddress.ip_address(host).is_loopback
-        return self._credentials is not None or is_here
+        return self._credentials is not None or is_this_machine(self.url())
 
     def metadata(self):
         return () if self._token is None else (("authorization", f"Bearer {self._token}"),)
